@@ -1,0 +1,1 @@
+"""sitq: a small async-first task queue."""
