@@ -6,6 +6,7 @@
     │   ├── TaskNotFoundError                  no task has this id
     │   ├── InvalidTransitionError             a task in this status cannot get that one
     │   ├── UnsupportedError                   the store lacks the capability
+    │   ├── PartialEnqueueError                some tasks of a bulk were stored, the rest not
     │   └── SchemaError                        the store holds something this version cannot use
     ├── SerializationError                     a call or value could not be encoded or decoded
     │   ├── UnresolvableError                  the function's name leads nowhere in this process
@@ -20,6 +21,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ __all__ = [
     "Defer",
     "Discard",
     "InvalidTransitionError",
+    "PartialEnqueueError",
     "PayloadTooLargeError",
     "ResultTimeoutError",
     "SchemaError",
@@ -74,6 +77,17 @@ class InvalidTransitionError(BackendError):
 
 class UnsupportedError(BackendError):
     """The store lacks a capability; the message names it."""
+
+
+class PartialEnqueueError(BackendError):
+    """A bulk enqueue stopped in the middle: `accepted` has the handles of what is stored, the cause says why it stopped."""
+
+    def __init__(self, accepted: Sequence[str]) -> None:
+        super().__init__(f"only the first {len(accepted)} tasks were stored: enqueue the rest again (see the cause)")
+        self.accepted = list(accepted)
+
+    def __reduce__(self) -> tuple[type[PartialEnqueueError], tuple[list[str]]]:
+        return type(self), (self.accepted,)
 
 
 class SchemaError(BackendError):
