@@ -34,7 +34,9 @@ class SignedSerializer(Serializer):
             if not key_id or len(key_id.encode()) > 255:
                 raise ValidationError("a key id has 1 to 255 bytes")
             if len(secret) < _MIN_KEY:
-                raise ValidationError(f"the key {key_id!r} is shorter than {_MIN_KEY} bytes: use `openssl rand -hex 32`")
+                raise ValidationError(
+                    f"the key {key_id!r} is shorter than {_MIN_KEY} bytes: use `openssl rand -hex 32`"
+                )
         self._inner = inner or CloudpickleSerializer()
         self._keys = {key_id: bytes(secret) for key_id, secret in keys.items()}
         self._signing_id = next(iter(self._keys))

@@ -57,7 +57,7 @@ class Listeners:
         """Call `callback` at each event called `name`. Raises `ValidationError` for an unknown name."""
         if name not in list(EventName):
             raise ValidationError(f"{name!r} is no event: the events are {', '.join(EventName)}")
-        if not callable(callback) or inspect.iscoroutinefunction(callback):
+        if inspect.iscoroutinefunction(callback) or not callable(callback):
             raise ValidationError("a callback is a plain function; let it start a task if it must wait for something")
         self._callbacks.setdefault(name, []).append(callback)
 

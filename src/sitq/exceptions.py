@@ -21,7 +21,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -131,11 +133,14 @@ class WorkerError(SitqError):
 
 
 class Defer(Exception):  # noqa: N818 (control flow, not an error)
-    """Raised by a task: run me again after `delay` seconds. It costs no attempt."""
+    """Raised by a task: run me again after `delay` seconds (or a `timedelta`). It costs no attempt."""
 
-    def __init__(self, delay: float, reason: str | None = None) -> None:
+    def __init__(self, delay: float | timedelta, reason: str | None = None) -> None:
         super().__init__(delay, reason)
-        self.delay = delay
+        seconds: object = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+            raise ValidationError(f"Defer takes a number of seconds, zero or more, or a timedelta, not {delay!r}")
+        self.delay = float(seconds)
         self.reason = reason
 
 

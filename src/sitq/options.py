@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
@@ -53,7 +53,9 @@ class Plan:
         return cls(TaskOptions(**stored), **{name: value for name, value in values.items() if name not in _STORED})
 
 
-_STORED = frozenset({"queue", "priority", "timeout", "retry", "unique", "unique_for", "executor", "retention", "context"})
+_STORED = frozenset(
+    {"queue", "priority", "timeout", "retry", "unique", "unique_for", "executor", "retention", "context"}
+)
 _PER_ENQUEUE = frozenset({"delay", "eta", "unique", "connection"})
 
 
@@ -93,7 +95,7 @@ def _queue(name: str, value: Any) -> str:
     return value
 
 
-def _priority(name: str, value: Any) -> int:
+def _priority(_name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value <= 9:
         raise ValidationError(f"priority is a whole number from 0 to 9, higher first, not {value!r}")
     return value
@@ -119,7 +121,7 @@ def _expires(name: str, value: Any) -> float | datetime | None:
     return check_moment(name, value) if isinstance(value, datetime) else _seconds(name, value)
 
 
-def _retry(name: str, value: Any) -> Retry | None:
+def _retry(_name: str, value: Any) -> Retry | None:
     if value is None:
         return None
     retry = Retry(max_attempts=value) if type(value) is int else value
@@ -130,19 +132,19 @@ def _retry(name: str, value: Any) -> Retry | None:
     return retry
 
 
-def _unique(name: str, value: Any) -> str | None:
+def _unique(_name: str, value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or not value or len(value) > 1_000):
         raise ValidationError(f"unique is a key of 1 to 1,000 characters, not {value!r}")
     return value
 
 
-def _executor(name: str, value: Any) -> str:
+def _executor(_name: str, value: Any) -> str:
     if value not in EXECUTORS:
         raise ValidationError(f"executor is one of {', '.join(EXECUTORS)}, not {value!r}")
     return str(value)
 
 
-def _context(name: str, value: Any) -> dict[str, Any]:
+def _context(_name: str, value: Any) -> dict[str, Any]:
     import json
 
     try:
@@ -154,7 +156,7 @@ def _context(name: str, value: Any) -> dict[str, Any]:
     return plain
 
 
-_CHECKS = {
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "queue": _queue,
     "priority": _priority,
     "delay": _seconds,
@@ -167,7 +169,7 @@ _CHECKS = {
     "executor": _executor,
     "retention": _seconds,
     "context": _context,
-    "connection": lambda name, value: value,
+    "connection": lambda _name, value: value,
 }
 
 

@@ -72,7 +72,9 @@ class TaskHandle(str, Generic[R_co]):
                 break
             left = None if left is None else left - wait
             if left is not None and left <= 0:
-                raise ResultTimeoutError(f"task {self} has no result after {timeout} seconds: wait longer, or ask later")
+                raise ResultTimeoutError(
+                    f"task {self} has no result after {timeout} seconds: wait longer, or ask later"
+                )
             if await self._queue.backend.get_task(str(self)) is None:
                 raise TaskNotFoundError(str(self))
         if result.status != "success":
@@ -157,7 +159,9 @@ class TaskQueue:
         self, function: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, eta: datetime, **kwargs: Any
     ) -> TaskHandle[R]: ...
     @overload
-    async def enqueue(self, function: Callable[..., R], /, *args: Any, eta: datetime, **kwargs: Any) -> TaskHandle[R]: ...
+    async def enqueue(
+        self, function: Callable[..., R], /, *args: Any, eta: datetime, **kwargs: Any
+    ) -> TaskHandle[R]: ...
     @overload
     async def enqueue(
         self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
@@ -280,7 +284,9 @@ class TaskQueue:
 
     def _missing(self, what: str, capability: Capability) -> NoReturn:
         store = type(self.backend).__name__
-        raise UnsupportedError(f"{what} the capability {capability.name}, which {store} lacks: leave it out or change stores")
+        raise UnsupportedError(
+            f"{what} the capability {capability.name}, which {store} lacks: leave it out or change stores"
+        )
 
     def _tell_enqueued(self, tasks: list[NewTask], accepted: Sequence[Accepted]) -> None:
         for new, item in zip(tasks, accepted, strict=True):

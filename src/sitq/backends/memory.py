@@ -1,25 +1,21 @@
 """Tasks in this process's memory: the reference implementation, every capability in one readable file.
 
-Nothing outlives the process. All handles on one store (`clone`) share a `_Store` behind one lock; every method takes
-the lock, lets time pass (`_Store.tick`), and changes plain Python objects. What is ready, due, leased, expiring and to be
-purged waits in heaps whose entries carry the row's ticket: a row that has changed since has another ticket, and its
-old entries are dropped when they come up.
+Nothing outlives the process. All handles on one store (`clone`) share a `Store` behind one lock; every method takes the lock,
+lets time pass (`Store.tick`), and changes plain Python objects.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from heapq import heappop, heappush
 from typing import Any, Self
 
 from sitq.backends._bytes import ByteBackend
-from sitq.backends._view import expired_result, matches
+from sitq.backends._memory_store import RETENTION, Row, Store
+from sitq.backends._view import matches
 from sitq.backends.base import Capability, check_move
 from sitq.core import (
     CRASHED,
@@ -43,189 +39,20 @@ from sitq.core import (
     phase_of,
     utcnow,
 )
-from sitq.exceptions import InvalidTransitionError, TaskNotFoundError, ValidationError
+from sitq.exceptions import InvalidTransitionError, ValidationError
 
 __all__ = ["MemoryBackend", "MemoryTransaction"]
 
 _OPERATOR = WorkerInfo(id="operator")
-_RETENTION = {Status.COMPLETED: 86_400.0, Status.FAILED: 7 * 86_400.0}
 _TASK_FIELDS = tuple(f.name for f in dataclasses.fields(Task))
-
-
-@dataclass(slots=True)
-class _Row:
-    """A task with what only the store knows of it. `due` is wall time, `lease_until` the monotonic clock."""
-
-    task: Task
-    seq: int
-    options: TaskOptions
-    due: float
-    unique_until: float = 0.0
-    lease_until: float = 0.0
-    reserved_at: float = 0.0
-    purge_at: float = 0.0
-    ticket: int = 0
-    result: Result | None = None
-
-
-@dataclass(slots=True)
-class _Store:
-    """The rows and their order. Every method is called with the lock held."""
-
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    rows: dict[str, _Row] = field(default_factory=dict)
-    ready: dict[str, list[tuple[int, float, int, int, str]]] = field(default_factory=dict)
-    timers: list[tuple[float, int, str, int, str]] = field(default_factory=list)
-    staged: dict[str, _Row] = field(default_factory=dict)
-    held: dict[str, set[str]] = field(default_factory=dict)
-    unique: dict[str, str] = field(default_factory=dict)
-    paused: set[str] = field(default_factory=set)
-    workers: dict[str, WorkerInfo] = field(default_factory=dict)
-    waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=set)
-    seq: int = 0
-    clock_offset: float = 0.0  # seconds; tests move it to let time pass
-
-    def now(self) -> float:
-        return time.time() + self.clock_offset
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.clock_offset
-
-    # --- time: rows become ready, expire, lose their lease ------------------------------------------------------------
-
-    def tick(self) -> None:
-        """Do what has come due since the last call."""
-        now, lease_now = self.now(), self.monotonic()
-        while self.timers and self.timers[0][0] <= now:
-            _, _, kind, ticket, task_id = heappop(self.timers)
-            row = self.rows.get(task_id)
-            if row is None or row.ticket != ticket:
-                continue
-            if kind == "due":
-                self._push_ready(row)
-            elif kind == "expires":
-                self.end(row, Status.FAILED, expired_result(row.task))
-            elif row.lease_until <= lease_now:
-                self._push_ready(row)
-            else:
-                self._timer(now + row.lease_until - lease_now, "lease", row)
-
-    def next_change(self) -> float | None:
-        """Return in how many seconds a row may become ready by itself."""
-        return self.timers[0][0] - self.now() if self.timers else None
-
-    def _timer(self, when: float, kind: str, row: _Row) -> None:
-        heappush(self.timers, (when, row.seq, kind, row.ticket, row.task.id))
-
-    def _push_ready(self, row: _Row) -> None:
-        entry = (-row.options.priority, row.due, row.seq, row.ticket, row.task.id)
-        heappush(self.ready.setdefault(row.options.queue, []), entry)
-        self.wake()
-
-    # --- the moves ----------------------------------------------------------------------------------------------------
-
-    def queue(self, row: _Row, delay: float = 0.0, reason: str | None = None) -> None:
-        """Make a row queued, to run after `delay` seconds."""
-        self._let_go(row)
-        task = row.task
-        task.status, task.reason, task.worker_id, task.lease_expires_at = Status.QUEUED, reason, None, None
-        task.cancel_requested = False
-        if delay > 0:
-            row.due = self.now() + delay
-            task.eta = datetime.fromtimestamp(row.due, UTC)
-        self.arm(row)
-
-    def arm(self, row: _Row) -> None:
-        """Set the timers of a queued row, or make it ready."""
-        row.ticket += 1
-        if row.options.expires_at is not None:
-            self._timer(row.options.expires_at.timestamp(), "expires", row)
-        if row.due > self.now():
-            self._timer(row.due, "due", row)
-            self.wake()
-        else:
-            self._push_ready(row)
-
-    def run(self, row: _Row, worker: WorkerInfo) -> None:
-        """Reserve a row for a worker; a row that is running already is taken over."""
-        task = row.task
-        if task.status == Status.RUNNING:
-            task.crashes += 1
-        self._let_go(row)
-        task.status, task.worker_id = Status.RUNNING, worker.id
-        task.attempt += 1
-        task.fence = (task.fence or 0) + 1
-        row.reserved_at = self.monotonic()
-        self.held.setdefault(worker.id, set()).add(task.id)
-        self.lease(row, worker.lease)
-
-    def lease(self, row: _Row, seconds: float) -> None:
-        row.ticket += 1
-        row.lease_until = self.monotonic() + seconds
-        row.task.lease_expires_at = datetime.fromtimestamp(self.now() + seconds, UTC)
-        self._timer(self.now() + seconds, "lease", row)
-
-    def end(self, row: _Row, status: Status, result: Result | None) -> None:
-        """Make a row completed or failed, for as long as its retention says."""
-        self._let_go(row)
-        row.ticket += 1
-        task = row.task
-        task.status, task.worker_id, task.lease_expires_at = status, None, None
-        task.reason = result.reason if result else None
-        row.result = result
-        retention = row.options.retention
-        row.purge_at = max(self.now() + (_RETENTION[status] if retention is None else retention), row.unique_until)
-        self.wake()
-
-    def _let_go(self, row: _Row) -> None:
-        if row.task.worker_id is not None:
-            self.held[row.task.worker_id].discard(row.task.id)
-
-    # --- finding --------------------------------------------------------------------------------------------------------
-
-    def take(self, queues: Sequence[str] | None) -> _Row | None:
-        """Return the next row to reserve from these queues, or None."""
-        best: list[tuple[int, float, int, int, str]] | None = None
-        for queue in self.ready if queues is None else queues:
-            heap = self.ready.get(queue, [])
-            while heap and self._stale(heap[0]):
-                heappop(heap)
-            if heap and queue not in self.paused and (best is None or heap[0] < best[0]):
-                best = heap
-        return self.rows[heappop(best)[4]] if best else None
-
-    def _stale(self, entry: tuple[int, float, int, int, str]) -> bool:
-        row = self.rows.get(entry[4])
-        return row is None or row.ticket != entry[3]
-
-    def holder(self, key: str) -> _Row | None:
-        """Return the row that holds a unique key now."""
-        task_id = self.unique.get(key, "")
-        row = self.rows.get(task_id) or self.staged.get(task_id)
-        if row is None or (row.task.status in (Status.COMPLETED, Status.FAILED) and row.unique_until <= self.now()):
-            return None
-        return row
-
-    def known(self, task_id: str) -> _Row:
-        self.tick()
-        row = self.rows.get(task_id)
-        if row is None:
-            raise TaskNotFoundError(task_id)
-        return row
-
-    def wake(self) -> None:
-        """Wake all waiters; each looks for itself."""
-        for loop, event in self.waiters:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(event.set)
 
 
 class MemoryTransaction:
     """A unit of work on a `MemoryBackend`: what is enqueued in it is stored when the `with` block ends without error."""
 
-    def __init__(self, store: _Store) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._staged: dict[str, _Row] | None = None
+        self._staged: dict[str, Row] | None = None
 
     def __enter__(self) -> Self:
         self._staged = {}
@@ -248,7 +75,7 @@ class MemoryBackend(ByteBackend):
     poll_interval = 5.0
 
     def __init__(self) -> None:
-        self._store = _Store()
+        self._store = Store()
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -273,7 +100,7 @@ class MemoryBackend(ByteBackend):
             self._store.tick()
             return [self._accept(new.task) for new in tasks]
 
-    def _accept(self, task: Task, staged: dict[str, _Row] | None = None) -> Accepted:
+    def _accept(self, task: Task, staged: dict[str, Row] | None = None) -> Accepted:
         """Store a task, or with `staged` keep it there until its transaction commits."""
         store, options = self._store, task.options or TaskOptions()
         if task.id in store.rows or task.id in store.staged:
@@ -283,7 +110,7 @@ class MemoryBackend(ByteBackend):
             return Accepted(id=holder.task.id, created=False)
         store.seq += 1
         due = max(task.created_at, task.eta or task.created_at).timestamp()
-        row = _Row(task=dataclasses.replace(task, options=options), seq=store.seq, options=options, due=due)
+        row = Row(task=dataclasses.replace(task, options=options), seq=store.seq, options=options, due=due)
         if options.unique is not None:
             store.unique[options.unique] = task.id
             row.unique_until = store.now() + (options.unique_for or 0.0)
@@ -342,7 +169,7 @@ class MemoryBackend(ByteBackend):
             self._store.queue(row, outcome.delay, outcome.reason)
         return True
 
-    def _end_cancelled(self, row: _Row) -> None:
+    def _end_cancelled(self, row: Row) -> None:
         task, reason = row.task, Reason.CANCELLED
         self._store.end(row, Status.FAILED, Result(
             task_id=task.id, status="failed", error="cancelled", reason=reason, attempts=task.attempt,
@@ -411,12 +238,14 @@ class MemoryBackend(ByteBackend):
                 store.run(row, _OPERATOR)
             elif new == Status.QUEUED:
                 if not self._requeue(row):
-                    raise InvalidTransitionError(f"task {task_id!r} cannot be queued: its unique key is taken by another")
+                    raise InvalidTransitionError(
+                        f"task {task_id!r} cannot be queued: its unique key is taken by another"
+                    )
             else:
                 row.task.fence = (row.task.fence or 0) + 1
                 store.end(row, new, row.result)
 
-    def _requeue(self, row: _Row) -> bool:
+    def _requeue(self, row: Row) -> bool:
         key = row.options.unique
         if key is not None:
             holder = self._store.holder(key)
@@ -504,7 +333,7 @@ class MemoryBackend(ByteBackend):
         with self._store.lock:
             self._store.tick()
             rows = [self._store.rows.get(task_id) for task_id in task_ids]
-            return [row is not None and row.task.status in _RETENTION and self._requeue(row) for row in rows]
+            return [row is not None and row.task.status in RETENTION and self._requeue(row) for row in rows]
 
     async def list_tasks(self, wanted: TaskFilter | None = None, limit: int = 100) -> list[Task]:
         with self._store.lock:
@@ -512,7 +341,7 @@ class MemoryBackend(ByteBackend):
             rows = list(self._matching(wanted or TaskFilter()))[:limit]
             return [dataclasses.replace(row.task, payload=None) for row in rows]
 
-    def _matching(self, wanted: TaskFilter) -> Iterator[_Row]:
+    def _matching(self, wanted: TaskFilter) -> Iterator[Row]:
         now = utcnow() + timedelta(seconds=self._store.clock_offset)
         last = self._store.rows.get(wanted.after or "")
         for row in sorted(self._store.rows.values(), key=lambda row: -row.seq):
@@ -551,7 +380,7 @@ class MemoryBackend(ByteBackend):
         with self._store.lock:
             self._store.tick()
             now = self._store.now()
-            ended = [row for row in self._matching(wanted or TaskFilter()) if row.task.status in _RETENTION]
+            ended = [row for row in self._matching(wanted or TaskFilter()) if row.task.status in RETENTION]
             gone = [row for row in ended if wanted is not None or row.purge_at <= now][:limit]
             for row in gone:
                 del self._store.rows[row.task.id]

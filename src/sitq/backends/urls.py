@@ -43,4 +43,6 @@ def _load(scheme: str) -> Any:
         if entry_point.name == scheme:
             return entry_point.load()
     known = sorted({*_BUILT_IN, *added.names})
-    raise ValidationError(f"no backend for {scheme}://: install one, or use {', '.join(f'{name}://' for name in known)}")
+    raise ValidationError(
+        f"no backend for {scheme}://: install one, or use {', '.join(f'{name}://' for name in known)}"
+    )

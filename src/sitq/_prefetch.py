@@ -1,0 +1,29 @@
+"""How many tasks a worker reserves beyond its free slots: a pure decision over the pace of its tasks."""
+
+from __future__ import annotations
+
+__all__ = ["GIVE_BACK_AFTER", "prefetch_limit", "smoothed"]
+
+_MOST = 500
+_AHEAD = 0.05
+GIVE_BACK_AFTER = 0.1  # seconds a reserved task may wait for a slot before it is handed back
+
+
+def prefetch_limit(slots: int, average: float | None) -> int:
+    """Return how many tasks to hold ready for `slots` slots, when one takes `average` seconds (None: not known yet).
+
+    As many as the slots work off in 50 ms: short tasks flow in large batches, long ones are never hoarded.
+    """
+    if average is None or average >= _AHEAD:
+        return 0
+    return min(_MOST, int(slots * _AHEAD / max(average, 1e-6)))
+
+
+def smoothed(average: float | None, duration: float) -> float:
+    """Return the moving average after one more task.
+
+    A longer task counts at once, half, so that a change from short to long tasks stops the prefetch within a few.
+    """
+    if average is None:
+        return duration
+    return average + (duration - average) * (0.5 if duration > average else 0.1)

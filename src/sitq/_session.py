@@ -1,0 +1,371 @@
+"""One stretch of a worker's work, from start to stop: reserve → start → settle, in one TaskGroup of named loops.
+
+Reserved tasks wait in a backlog for a slot, run, and leave an outcome for the settle loop. `_held` has every task from
+its reservation until the store has taken its outcome: that is what the heartbeat keeps alive and a stop waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+
+from sitq._execute import Executor, Run
+from sitq._lease import Heartbeat, held_of, note_extended
+from sitq._plan import Plan, plan_for
+from sitq._prefetch import GIVE_BACK_AFTER, prefetch_limit, smoothed
+from sitq._report import Reporter
+from sitq._settle import Settler
+from sitq.core import Extended, Outcome, OutcomeKind, Phase, ReservedTask, WorkerInfo, utcnow
+from sitq.events import EventName
+from sitq.exceptions import BackendError, WorkerError
+from sitq.queue import TaskQueue
+from sitq.retry import backoff
+from sitq.serialization import Serializer
+
+__all__ = ["Session"]
+
+logger = logging.getLogger("sitq")
+
+_PURGE_EVERY = 60.0
+_PURGE_BATCH = 500
+_RESERVE_BATCH = 500
+_AFTER_INTERRUPT = 5.0
+_ACTIVE = (Phase.READY, Phase.RUNNING, Phase.STALLED, Phase.RETRYING)
+
+
+class Session:
+    """The loops of one worker between start and stop."""
+
+    def __init__(
+        self,
+        queue: TaskQueue,
+        info: WorkerInfo,
+        *,
+        serializer: Serializer,
+        slots: int,
+        poll_interval: float | None,
+        grace: float,
+        until_empty: bool = False,
+    ) -> None:
+        self.info = info
+        self.started = asyncio.Event()
+        self.ended = asyncio.Event()
+        self._queue = queue
+        self._backend = queue.backend
+        self._serializer = serializer
+        self._slots = slots
+        self._poll_interval = poll_interval
+        self._grace = grace
+        self._until_empty = until_empty
+        self._report = Reporter(queue.listeners, info.id)
+        self._plan: Plan
+        self._executor: Executor
+        self._settler = Settler(queue.backend, self._settled, self._dropped)
+        self._held: dict[str, Run] = {}
+        self._backlog: deque[Run] = deque()
+        self._running = 0
+        self._average: float | None = None
+        self._stopping = False
+        self._room = asyncio.Event()  # more could be reserved
+        self._crowded = asyncio.Event()  # tasks wait for a slot
+        self._calm = asyncio.Event()  # nothing is held
+        self._pause: asyncio.Timeout | None = None  # the wait that a stop cuts short
+        self._context = contextvars.copy_context()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Outcomes the store has taken, by kind."""
+        return self._report.counts
+
+    # --- life -----------------------------------------------------------------------------------------------------------
+
+    def request_stop(self) -> None:
+        """Begin to stop; a second call cuts the grace short. Called on the worker's loop."""
+        self._stopping = True
+        self._room.set()
+        self._wake()
+
+    async def run(self) -> None:
+        """Work until the stop is done. Raises `WorkerError` when a loop dies, with the cause chained."""
+        try:
+            await self._queue.connect()
+            self._plan = plan_for(self._backend, self.info, self._poll_interval)
+            async with AsyncExitStack() as stack:
+                lifespan = self._queue.lifespan
+                state = None if lifespan is None else await stack.enter_async_context(lifespan(self._queue))
+                self._executor = Executor(self._queue, self._serializer, state)
+                self._context = contextvars.copy_context()
+                await self._work()
+        finally:
+            self.ended.set()
+
+    async def _work(self) -> None:
+        heartbeat = self._start_heartbeat()
+        self._report.worker(EventName.WORKER_STARTED, self._plan.describe(self.info, self._slots))
+        self.started.set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                loops = (self._settler.loop, self._give_back_loop, self._purge_loop)
+                background = [group.create_task(loop(), name=loop.__name__) for loop in loops]
+                await group.create_task(self._reserve_loop(), name="reserve")
+                await self._drain()
+                for task in background:
+                    task.cancel()
+        except ExceptionGroup as group_error:
+            error = group_error.exceptions[0]
+            logger.critical("worker %s cannot go on", self.info.id, exc_info=error)
+            raise WorkerError(f"the worker cannot go on ({type(error).__name__}: {error})") from error
+        finally:
+            for run in self._held.values():
+                run.stop("interrupted")
+            self._executor.threads.close()
+            if heartbeat is not None:
+                await heartbeat.stop()
+            self._report.worker(EventName.WORKER_STOPPED)
+
+    def _start_heartbeat(self) -> Heartbeat | None:
+        if not self._plan.leases:
+            return None
+        runs = self._held.values
+        heartbeat = Heartbeat(self._backend.clone(), self.info, lambda: list(runs()), self._heard, self._lapsed)
+        heartbeat.start()
+        return heartbeat
+
+    async def _drain(self) -> None:
+        """Give back what has not started, let the rest finish for the grace, interrupt what is left."""
+        for run in [run for run in self._held.values() if run.task is None]:
+            self._release(run)
+        self._backlog.clear()
+        await self._until_calm(self._grace)
+        for run in [run for run in self._held.values() if not run.settling]:
+            run.stop("interrupted")
+            if (
+                run.in_thread
+            ):  # it cannot be interrupted; the process ends, or another worker runs it beside this thread
+                self._release(run)
+        await self._until_calm(_AFTER_INTERRUPT)
+        for run in [run for run in self._held.values() if not run.settling]:
+            logger.error("task %s (%s) does not stop when cancelled; given back", run.reserved.id, run.reserved.name)
+            self._release(run)
+        await self._until_calm(self.info.lease)
+        for run in list(self._held.values()):
+            self._dropped(run, "the store did not answer before the worker stopped")
+
+    async def _until_calm(self, seconds: float) -> None:
+        if not self._held:
+            return
+        self._calm.clear()
+        await self._until_woken(self._calm.wait(), seconds)
+
+    async def _until_woken(self, waiting: Awaitable[object], seconds: float | None = None) -> None:
+        """Wait for at most so many seconds, or until `_wake`."""
+        try:
+            async with asyncio.timeout(seconds) as self._pause:
+                await waiting
+        except TimeoutError:
+            if self._pause is None or not self._pause.expired():
+                raise
+        finally:
+            self._pause = None
+
+    def _wake(self) -> None:
+        if self._pause is not None and not self._pause.expired():
+            self._pause.reschedule(asyncio.get_running_loop().time())
+
+    # --- reserve ----------------------------------------------------------------------------------------------------------
+
+    async def _reserve_loop(self) -> None:
+        failures = 0
+        while not self._stopping:
+            wanted = self._wanted()
+            if wanted < 1:
+                self._room.clear()
+                await self._room.wait()
+                continue
+            asked = time.monotonic()
+            try:
+                reserved = await self._backend.reserve(self.info, wanted)
+                if reserved:
+                    self._take(reserved, asked)
+                elif self._until_empty and await self._is_empty():
+                    self.request_stop()
+                elif not self._stopping:
+                    await self._wait_for_work()
+                failures = 0
+            except (BackendError, OSError) as error:
+                failures += 1
+                pause = 0.2 + backoff(failures, 0.5, 30.0)
+                logger.warning("cannot reserve (%s: %s); again in %.1f s", type(error).__name__, error, pause)
+                if not self._stopping:
+                    await self._until_woken(asyncio.sleep(pause))
+
+    def _wanted(self) -> int:
+        """Return how many to reserve: free slots and, ahead of them, what short tasks will use up in no time."""
+        ahead = prefetch_limit(self._slots, self._average)
+        if len(self._backlog) > ahead // 2:
+            return 0
+        return min(self._slots - self._running + ahead - len(self._backlog), _RESERVE_BATCH)
+
+    async def _wait_for_work(self) -> None:
+        timeout = self._plan.poll_interval * random.uniform(0.9, 1.1)  # noqa: S311 (so that workers do not march in step)
+        await self._until_woken(self._backend.wait_for_work(self.info, timeout))
+
+    async def _is_empty(self) -> bool:
+        """Say whether nothing of this worker's queues is ready, running or in retry backoff."""
+        if self._held:
+            return False
+        if not self._plan.inspect:
+            return True
+        queues = [
+            q for q in await self._backend.count_tasks() if self.info.queues is None or q.queue in self.info.queues
+        ]
+        return not any(queue.phases.get(phase, 0) for queue in queues if not queue.paused for phase in _ACTIVE)
+
+    def _take(self, reserved: list[ReservedTask], asked: float) -> None:
+        """Hold what was reserved. A reply so late that the store may have taken it back already is not started."""
+        late = self._plan.leases and time.monotonic() - asked > self.info.lease / 3
+        now = utcnow()
+        for task in reserved:
+            before = self._held.get(task.id)
+            if before is not None:
+                self._dropped(before, "its lease has ended and the task came again")
+                before.stop("lost")
+            run = Run(task, asked, self.info.lease if self._plan.leases else float("inf"))
+            self._held[task.id] = run
+            if late:
+                self._release(run)
+            elif task.eta is not None and task.eta > now:
+                self._again(run, Outcome.released(task.id, task.fence, (task.eta - now).total_seconds()))
+            else:
+                self._backlog.append(run)
+        self._start_next()
+
+    async def _give_back_loop(self) -> None:
+        """Give back what waits for a slot too long: another worker may have one free."""
+        while True:
+            await self._crowded.wait()
+            await asyncio.sleep(GIVE_BACK_AFTER / 2)
+            while self._backlog and self._backlog[0].reserved_at < time.monotonic() - GIVE_BACK_AFTER:
+                self._release(self._backlog.popleft())
+            if not self._backlog:
+                self._crowded.clear()
+
+    def _release(self, run: Run) -> None:
+        self._settler.put(run, Outcome.released(run.reserved.id, run.reserved.fence))
+
+    # --- start and finish ---------------------------------------------------------------------------------------------------
+
+    def _start_next(self) -> None:
+        while self._backlog and self._running < self._slots:
+            self._running += 1
+            run = self._backlog.popleft()
+            # A context of its own: what a task sets in context variables must not reach the next one.
+            run.task = asyncio.get_running_loop().create_task(self._run(run), context=self._context.copy())
+        if self._backlog:
+            self._crowded.set()
+        else:
+            self._room.set()
+
+    async def _run(self, run: Run) -> None:
+        self._report.started(run)
+        outcome = await self._executor.execute(run)
+        if outcome is not None and self._plan.leases and run.unpublished() is not None:
+            await self._publish_progress()
+        self._running -= 1
+        if run.started is not None:
+            self._average = smoothed(self._average, time.monotonic() - run.started)
+        if self._held.get(run.reserved.id) is run and not run.settling:
+            self._finish(run, outcome)
+        self._start_next()
+
+    def _finish(self, run: Run, outcome: Outcome | None) -> None:
+        if outcome is None:
+            self._dropped(run, "its lease was lost")
+        elif outcome.delay > 0:
+            self._again(run, outcome)
+        else:
+            self._settler.put(run, outcome)
+
+    def _again(self, run: Run, outcome: Outcome) -> None:
+        """Have a task run again after a delay: by the store or, if it cannot remember that, here, without a slot."""
+        if self._plan.defer or self._stopping:
+            self._settler.put(run, outcome)
+            return
+        if outcome.kind == OutcomeKind.DEFERRED:
+            run.reserved.attempt = max(run.reserved.attempt, 1) + 1
+            self._report.settled(run, outcome)
+        run.reserved.reason = outcome.reason
+        run.begin_again()
+        asyncio.get_running_loop().call_later(outcome.delay, self._due_here, run)
+
+    def _due_here(self, run: Run) -> None:
+        if self._held.get(run.reserved.id) is run and not run.settling:
+            self._backlog.append(run)
+            self._start_next()
+
+    async def _publish_progress(self) -> None:
+        """Hand over the last progress before the task ends; all that is held is named, since the rest is given back."""
+        runs = list(self._held.values())
+        held, asked = held_of(runs), time.monotonic()
+        try:
+            answer = await self._backend.extend_leases(self.info, held)
+        except BackendError as error:
+            logger.warning("cannot publish progress: %s", error)
+        else:
+            note_extended(runs, held, answer, asked + self.info.lease)
+
+    # --- what the store and the heartbeat say -----------------------------------------------------------------------------
+
+    def _settled(self, run: Run, outcome: Outcome) -> None:
+        self._forget(run)
+        self._report.settled(run, outcome)
+
+    def _dropped(self, run: Run, why: str) -> None:
+        self._forget(run)
+        self._report.dropped(run, why)
+
+    def _forget(self, run: Run) -> None:
+        if self._held.get(run.reserved.id) is run:
+            del self._held[run.reserved.id]
+        if not self._held:
+            self._calm.set()
+            if self._until_empty and not self._stopping:
+                self._wake()  # to look whether that was all
+
+    def _heard(self, answer: Extended) -> None:
+        for reason, ids in (("lost", answer.lost), ("cancelled", answer.cancelled)):
+            for task_id in ids:
+                run = self._held.get(task_id)
+                if run is not None and not run.settling:
+                    self._stop_run(run, reason)
+
+    def _lapsed(self, runs: list[Run]) -> None:
+        for run in runs:
+            if self._held.get(run.reserved.id) is run and not run.settling and run.lease_until <= time.monotonic():
+                self._stop_run(run, "lost")
+
+    def _stop_run(self, run: Run, reason: str) -> None:
+        """End a task's run from outside; one that has not begun yet is settled, or dropped, right here."""
+        run.stop(reason)
+        if run.task is None:
+            if run in self._backlog:
+                self._backlog.remove(run)
+            self._finish(run, self._executor.stopped(run))
+
+    # --- housekeeping -------------------------------------------------------------------------------------------------------
+
+    async def _purge_loop(self) -> None:
+        """Delete finished tasks whose retention has passed, in batches small enough not to be noticed."""
+        while self._plan.inspect:
+            await asyncio.sleep(_PURGE_EVERY * random.uniform(0.5, 1.5))  # noqa: S311 (jitter)
+            try:
+                while await self._backend.purge(limit=_PURGE_BATCH) == _PURGE_BATCH:
+                    await asyncio.sleep(0.05)
+            except BackendError as error:
+                logger.warning("cannot purge finished tasks: %s", error)
