@@ -93,7 +93,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a process may never use when it is first asked for: a producer needs no worker, one store is enough."""
+    """Import when it is first asked for what a process may never use: a producer needs no worker."""
     module = _LAZY.get(name)
     if module is None:
         raise AttributeError(f"module 'sitq' has no attribute {name!r}")

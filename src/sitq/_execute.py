@@ -113,10 +113,10 @@ class Executor:
             return self.stopped(run) if run.stop_reason else self.retry_or_fail(run, error, settings)
         except _TimedOut as error:
             return self.retry_or_fail(run, error, settings, Reason.TIMEOUT)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 (a task may raise anything, and must not end the worker)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever a task raises, the worker goes on)
             return self.retry_or_fail(run, error, settings)
 
-    # --- the steps ------------------------------------------------------------------------------------------------------
+    # --- the steps ----------------------------------------------------------------------------------------------------
 
     def admit(self, run: Run) -> Outcome | None:
         """Refuse what should not start: asked to stop meanwhile, expired, or a task that keeps crashing."""
@@ -165,7 +165,7 @@ class Executor:
     async def invoke(self, run: Run, call: Call) -> Any:
         """Call the function where it belongs: async on the loop, plain in a thread."""
         function, args, kwargs = call
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
             return await function(*args, **kwargs)
         value = await self._in_thread(run, partial(function, *args, **kwargs))
         return await value if inspect.iscoroutine(value) else value
@@ -200,7 +200,7 @@ class Executor:
             if variable is not None:
                 variable.set(value)
 
-    # --- the outcomes -----------------------------------------------------------------------------------------------------
+    # --- the outcomes -------------------------------------------------------------------------------------------------
 
     def complete(self, run: Run, value: Any) -> Outcome:
         """Encode the value; a value that cannot be stored fails the task."""
@@ -276,7 +276,7 @@ class _Undecodable(Exception):  # noqa: N818 (a step's verdict; `cause` is the e
         self.cause = cause
 
 
-class _TimedOut(TimeoutError):
+class _TimedOut(TimeoutError):  # noqa: N818 (its users see a TimeoutError)
     """The attempt took longer than the task's timeout."""
 
 

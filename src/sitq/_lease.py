@@ -1,7 +1,7 @@
 """The heartbeat: renews leases, and finds out which are lost or asked to be cancelled.
 
-It runs in a thread of its own, on its own event loop and its own handle on the store (`Backend.clone`), because a task that
-blocks the worker's loop must not cost the worker its leases.
+It runs in a thread of its own, on its own event loop and its own handle on the store (`Backend.clone`), because a task
+that blocks the worker's loop must not cost the worker its leases.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def note_extended(runs: Iterable[Run], held: Iterable[Held], answer: Extended, u
 class Heartbeat:
     """Extends the leases of a worker until it is stopped.
 
-    `runs` returns what the worker holds; `answered` and `lapsed` are called on the worker's loop: with the store's answer,
-    and with the runs whose lease has ended on the worker's own clock because the store could not be reached.
+    `runs` returns what the worker holds; `answered` and `lapsed` are called on the worker's loop: with the store's
+    answer, and with the runs whose lease has ended on the worker's own clock because the store could not be reached.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Heartbeat:
             async with asyncio.timeout(self._worker.lease / 3):
                 await self._backend.connect()
                 answer = await self._backend.extend_leases(self._worker, held)
-        except Exception as error:  # the store's trouble is weather: the leases say when it is too much
+        except Exception as error:  # noqa: BLE001 (trouble with the store is weather: leases say when it is too much)
             logger.warning("cannot extend leases (%s: %s); trying again", type(error).__name__, error)
             self._tell_lapsed(runs)
             return

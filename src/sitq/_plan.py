@@ -16,7 +16,7 @@ logger = logging.getLogger("sitq")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to work with this store. `defer`: it remembers delays; `leases`: it needs a heartbeat; `inspect`: it can purge."""
+    """How to work with this store: it remembers delays, it needs a heartbeat, it can be purged."""
 
     defer: bool
     leases: bool

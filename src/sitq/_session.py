@@ -83,7 +83,7 @@ class Session:
         """Outcomes the store has taken, by kind."""
         return self._report.counts
 
-    # --- life -----------------------------------------------------------------------------------------------------------
+    # --- life ---------------------------------------------------------------------------------------------------------
 
     def request_stop(self) -> None:
         """Begin to stop; a second call cuts the grace short. Called on the worker's loop."""
@@ -178,7 +178,7 @@ class Session:
         if self._pause is not None and not self._pause.expired():
             self._pause.reschedule(asyncio.get_running_loop().time())
 
-    # --- reserve ----------------------------------------------------------------------------------------------------------
+    # --- reserve ------------------------------------------------------------------------------------------------------
 
     async def _reserve_loop(self) -> None:
         failures = 0
@@ -259,7 +259,7 @@ class Session:
     def _release(self, run: Run) -> None:
         self._settler.put(run, Outcome.released(run.reserved.id, run.reserved.fence))
 
-    # --- start and finish ---------------------------------------------------------------------------------------------------
+    # --- start and finish ---------------------------------------------------------------------------------------------
 
     def _start_next(self) -> None:
         while self._backlog and self._running < self._slots:
@@ -320,7 +320,7 @@ class Session:
         else:
             note_extended(runs, held, answer, asked + self.info.lease)
 
-    # --- what the store and the heartbeat say -----------------------------------------------------------------------------
+    # --- what the store and the heartbeat say -------------------------------------------------------------------------
 
     def _settled(self, run: Run, outcome: Outcome) -> None:
         self._forget(run)
@@ -358,7 +358,7 @@ class Session:
                 self._backlog.remove(run)
             self._finish(run, self._executor.stopped(run))
 
-    # --- housekeeping -------------------------------------------------------------------------------------------------------
+    # --- housekeeping -------------------------------------------------------------------------------------------------
 
     async def _purge_loop(self) -> None:
         """Delete finished tasks whose retention has passed, in batches small enough not to be noticed."""

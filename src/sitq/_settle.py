@@ -28,7 +28,7 @@ _BATCH = 500
 
 
 class Settler:
-    """Delivers outcomes. `settled` is called for each one the store has taken, `dropped` for each it refused or never heard."""
+    """Delivers outcomes; calls `settled` for each the store has taken, `dropped` for each it refused or never heard."""
 
     def __init__(
         self, backend: Backend, settled: Callable[[Run, Outcome], None], dropped: Callable[[Run, str], None]

@@ -246,7 +246,7 @@ class NewTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """The store's answer to a new task. `created` is False when the id or the unique key was there: `id` is that task's."""
+    """The store's answer to a new task: `created` is False when its id or unique key was there, held by `id`."""
 
     id: str
     created: bool = True

@@ -21,8 +21,8 @@ class CurrentTask:
     """The task that is running, seen from inside.
 
     `fence` grows with every run of the task: pass it along with writes to other systems, and let them refuse a lower
-    one. `queue` enqueues more tasks. `state` is what the queue's `lifespan` yielded. `cancelled` turns True when the task
-    should stop: a plain function that runs for long looks at it now and then.
+    one. `queue` enqueues more tasks. `state` is what the queue's `lifespan` yielded. `cancelled` turns True when the
+    task should stop: a plain function that runs for long looks at it now and then.
     """
 
     __slots__ = (
@@ -58,8 +58,8 @@ class CurrentTask:
     def progress(self, value: Any) -> None:
         """Publish how far the task is, as plain data; producers read it as `(await queue.get_task(id)).progress`.
 
-        It travels with the worker's next heartbeat, within a second, and when the task ends. Raises `ValidationError` for
-        what JSON cannot hold.
+        It travels with the worker's next heartbeat, within a second, and when the task ends. Raises `ValidationError`
+        for what JSON cannot hold.
         """
         try:
             self.progress_value = json.loads(json.dumps(value, allow_nan=False))

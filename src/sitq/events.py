@@ -33,7 +33,7 @@ class EventName(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One thing that happened. `reason` says why, where there is a why; `delay` is in seconds; `duration` of a run too."""
+    """One thing that happened. `reason` says why, where there is a why; `delay` and `duration` are in seconds."""
 
     name: EventName
     task_id: str | None = None

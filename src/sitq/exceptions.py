@@ -82,7 +82,7 @@ class UnsupportedError(BackendError):
 
 
 class PartialEnqueueError(BackendError):
-    """A bulk enqueue stopped in the middle: `accepted` has the handles of what is stored, the cause says why it stopped."""
+    """A bulk enqueue stopped in the middle: `accepted` has the handles of what is stored."""
 
     def __init__(self, accepted: Sequence[str]) -> None:
         super().__init__(f"only the first {len(accepted)} tasks were stored: enqueue the rest again (see the cause)")

@@ -92,8 +92,8 @@ class TaskHandle(str, Generic[R_co]):
 class TaskQueue:
     """Puts calls into a store and brings back their results.
 
-    `backend` is a `Backend` or a URL such as `"sqlite:///tasks.db"`. `serializer` encodes calls and values (default: the
-    backend's). `lifespan` opens what tasks need, in the worker and its child processes: an async context manager of
+    `backend` is a `Backend` or a URL such as `"sqlite:///tasks.db"`. `serializer` encodes calls and values (default:
+    the backend's). `lifespan` opens what tasks need, in the worker and its child processes: an async context manager of
     the queue, whose value is `current_task().state`. `middleware` wraps every execution, the first one outermost.
     `contextvars` are the context variables whose values travel from `enqueue` into the task, as plain data.
     `max_payload` bounds an encoded call or value, in bytes.
@@ -174,7 +174,8 @@ class TaskQueue:
         """Store the call `function(*args, **kwargs)`, to be run by a worker, not before `eta` (an aware `datetime`).
 
         Once this returns, the task is durable at the store's level. Raises `ValidationError` when the arguments do not
-        fit the function, `SerializationError` when they cannot be encoded, `BackendError` when the store cannot take it.
+        fit the function, `SerializationError` when they cannot be encoded, `BackendError` when the store cannot take
+        it.
         """
         plan = self._calls.plan(function)
         if eta is not None:
@@ -299,7 +300,8 @@ class TaskQueue:
     async def get_result(self, task_id: str, timeout: float | None = None) -> Result | None:
         """Return a task's result as it is now, or wait up to `timeout` seconds for it.
 
-        None means: the task is unknown, or has not finished. Raises `SerializationError` when the value cannot be decoded.
+        None means: the task is unknown, or has not finished. Raises `SerializationError` when the value cannot be
+        decoded.
         """
         if timeout is not None and timeout < 0:
             raise ValidationError(f"timeout is a number of seconds, zero or more, not {timeout!r}")

@@ -1,8 +1,8 @@
-"""How calls and values become bytes and come back: one versioned envelope, three formats.
+"""How calls and values become bytes and come back: the interface, the envelope, and pickle.
 
 An envelope is `sitq`, a version byte, a format byte and the body. `CloudpickleSerializer` takes nearly anything and
-trusts whoever can write to the store; `JsonSerializer` is inert: decoding it never runs code; `SignedSerializer` wraps
-another and refuses what was not signed with a known key.
+trusts whoever can write to the store. `sitq.JsonSerializer` is inert: decoding it never runs code.
+`sitq.SignedSerializer` wraps another one and refuses what was not signed with a known key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sitq.exceptions import SerializationError, UnresolvableError
 from sitq.functions import is_importable, resolve
 
-__all__ = ["Call", "CloudpickleSerializer", "JsonSerializer", "Serializer", "SignedSerializer", "open_envelope"]
+__all__ = ["MAGIC", "Call", "CloudpickleSerializer", "Serializer", "open_envelope"]
 
 MAGIC = b"sitq\x01"
 
@@ -104,11 +104,11 @@ class CloudpickleSerializer(Serializer):
         return self._decode(payload)
 
     def _encode(self, value: Any, what: str, by_value: bool = False) -> bytes:
-        """Plain pickle when it can, an order of magnitude faster than cloudpickle; `__main__` means nothing elsewhere."""
+        """Plain pickle where it will do, for it is far faster; but `__main__` means nothing elsewhere."""
         if not by_value:
             try:
                 body = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-            except Exception:  # pickling runs the objects' own code: whatever it raises, cloudpickle has the last word
+            except Exception:  # noqa: BLE001 (whatever the objects' own code raises, cloudpickle has the last word)
                 body = b"__main__"
             if b"__main__" not in body:
                 return MAGIC + self.format + body
@@ -131,16 +131,3 @@ class CloudpickleSerializer(Serializer):
             ) from error
         except Exception as error:
             raise SerializationError(f"cannot unpickle ({type(error).__name__}: {error})") from error
-
-
-def __getattr__(name: str) -> Any:
-    """Load the JSON and signed formats when they are asked for: `import sitq` needs neither."""
-    if name == "JsonSerializer":
-        from sitq._json import JsonSerializer
-
-        return JsonSerializer
-    if name == "SignedSerializer":
-        from sitq._signing import SignedSerializer
-
-        return SignedSerializer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

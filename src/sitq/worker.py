@@ -34,15 +34,16 @@ class Worker:
     """Runs the tasks of a queue.
 
     `max_concurrency` tasks at the same time, from `queues` (None: all). An idle worker
-    is woken by the store, and looks by itself every `poll_interval` seconds (None: the store's own). `lease` is how many
-    seconds after its last sign of life a worker's tasks go to another; `grace` how long a stop lets running tasks finish.
+    is woken by the store, and looks by itself every `poll_interval` seconds (None: the store's own). `lease` is how
+    many seconds after its last sign of life a worker's tasks go to another; `grace` how long a stop lets running tasks
+    finish.
 
         async with Worker(queue): ...           # in the background
         await Worker(queue).start()              # until stop()
         await Worker(queue).run_until_empty()    # what is there, then return
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 (the order users write them in)
         self,
         queue_or_backend: TaskQueue | Backend,
         serializer: Serializer | None = None,
@@ -56,13 +57,9 @@ class Worker:
             raise ValidationError(f"a worker needs a TaskQueue or a Backend, not {queue_or_backend!r}")
         if type(max_concurrency) is not int or max_concurrency < 1:
             raise ValidationError(f"max_concurrency is a whole number of 1 or more, not {max_concurrency!r}")
-        for name, value, least in (
-            ("poll_interval", poll_interval, 0.001),
-            ("lease", lease, 0.1),
-            ("grace", grace, 0.0),
-        ):
-            if value is not None and not (isinstance(value, (int, float)) and least <= value < float("inf")):
-                raise ValidationError(f"{name} is a number of seconds, at least {least:g}, not {value!r}")
+        _check_seconds("poll_interval", poll_interval, 0.001)
+        _check_seconds("lease", lease, 0.1)
+        _check_seconds("grace", grace, 0.0)
         if isinstance(queues, str) or (queues is not None and not queues):
             raise ValidationError(f'queues is a list of names such as ["mail"], or None for all, not {queues!r}')
         if isinstance(queue_or_backend, Backend):
@@ -80,7 +77,7 @@ class Worker:
         self._background: asyncio.Task[None] | None = None
 
     async def start(self, *, handle_signals: bool = False) -> None:
-        """Work until `stop()` is called. With `handle_signals`, SIGTERM and SIGINT stop it; a second one cuts the grace.
+        """Work until `stop()`; with `handle_signals` until SIGTERM or SIGINT, a second of which cuts the grace.
 
         Raises `WorkerError` when the worker cannot go on, with the cause chained.
         """
@@ -99,14 +96,14 @@ class Worker:
                 loop.remove_signal_handler(number)
 
     async def stop(self) -> None:
-        """Reserve no more, let running tasks finish for up to the grace, give the rest back, and return when that is done."""
+        """Reserve no more, let running tasks finish for up to the grace, give back the rest, and then return."""
         session = self._session
         if session is not None:
             session.request_stop()
             await session.ended.wait()
 
     async def run_until_empty(self) -> RunCounts:
-        """Work until no task of its queues is ready, running or in retry backoff (a later `eta` stays); return counts."""
+        """Work until no task of its queues is ready, running or in retry backoff; a later `eta` stays."""
         session = self._new_session(until_empty=True)
         await session.run()
         counts = session.counts
@@ -150,3 +147,10 @@ class Worker:
             until_empty=until_empty,
         )
         return self._session
+
+
+def _check_seconds(name: str, value: object, least: float) -> None:
+    if value is None and name == "poll_interval":
+        return
+    if not isinstance(value, (int, float)) or not least <= value < float("inf"):
+        raise ValidationError(f"{name} is a number of seconds, at least {least:g}, not {value!r}")

@@ -1,7 +1,7 @@
 """The rows of the store in memory and their order in time; `memory` makes a backend of it.
 
-What is ready, due, leased and expiring waits in heaps whose entries carry the row's ticket: a row that has changed since
-has another ticket, and its old entries are dropped when they come up.
+What is ready, due, leased and expiring waits in heaps whose entries carry the row's ticket: a row that has changed
+since has another ticket, and its old entries are dropped when they come up.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Store:
         if row.task.worker_id is not None:
             self.held[row.task.worker_id].discard(row.task.id)
 
-    # --- finding --------------------------------------------------------------------------------------------------------
+    # --- finding ------------------------------------------------------------------------------------------------------
 
     def take(self, queues: Sequence[str] | None) -> Row | None:
         """Return the next row to reserve from these queues, or None."""

@@ -200,7 +200,7 @@ class Backend(ABC):
         return [await self._settle_one(outcome) for outcome in outcomes]
 
     async def wait_for_work(self, worker: WorkerInfo, timeout: float) -> None:
-        """Return when there may be work for `worker`, after `timeout` seconds at the latest. A hint, never the truth."""
+        """Return when there may be work, after `timeout` seconds at the latest. A hint, never the truth."""
         await asyncio.sleep(timeout)
 
     async def wait_for_result(self, task_id: str, timeout: float) -> Result | None:
@@ -238,7 +238,7 @@ class Backend(ABC):
         self._unsupported(Capability.CANCEL)
 
     async def requeue_tasks(self, task_ids: Sequence[str]) -> list[bool]:
-        """INSPECT: run finished tasks again, attempts and crashes reset; False for one that is not finished or unknown."""
+        """INSPECT: run finished tasks again, attempts and crashes reset; False where there is none."""
         self._unsupported(Capability.INSPECT)
 
     async def list_tasks(self, wanted: TaskFilter | None = None, limit: int = 100) -> list[Task]:
@@ -256,7 +256,8 @@ class Backend(ABC):
     async def purge(self, wanted: TaskFilter | None = None, limit: int = 500) -> int:
         """INSPECT: delete up to `limit` finished tasks; return how many.
 
-        Without `wanted`, those whose retention has passed; with it, finished tasks that match, whatever their retention.
+        Without `wanted`, those whose retention has passed; with it, finished tasks that match, whatever their
+        retention.
         """
         self._unsupported(Capability.INSPECT)
 

@@ -1,7 +1,7 @@
 """Tasks in this process's memory: the reference implementation, every capability in one readable file.
 
-Nothing outlives the process. All handles on one store (`clone`) share a `Store` behind one lock; every method takes the lock,
-lets time pass (`Store.tick`), and changes plain Python objects.
+Nothing outlives the process. All handles on one store (`clone`) share a `Store` behind one lock; every method takes the
+lock, lets time pass (`Store.tick`), and changes plain Python objects.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _TASK_FIELDS = tuple(f.name for f in dataclasses.fields(Task))
 
 
 class MemoryTransaction:
-    """A unit of work on a `MemoryBackend`: what is enqueued in it is stored when the `with` block ends without error."""
+    """What is enqueued in it is stored when its `with` block ends without an error."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -93,7 +93,7 @@ class MemoryBackend(ByteBackend):
         """Return a transaction for `options(connection=…)`; open it with `with`."""
         return MemoryTransaction(self._store)
 
-    # --- enqueue, reserve, settle ---------------------------------------------------------------------------------------
+    # --- enqueue, reserve, settle -------------------------------------------------------------------------------------
 
     async def enqueue_tasks(self, tasks: Sequence[NewTask]) -> list[Accepted]:
         with self._store.lock:
@@ -176,7 +176,7 @@ class MemoryBackend(ByteBackend):
             enqueued_at=task.created_at, finished_at=utcnow(),
         ))  # fmt: skip
 
-    # --- waiting ----------------------------------------------------------------------------------------------------------
+    # --- waiting ------------------------------------------------------------------------------------------------------
 
     async def wait_for_work(self, worker: WorkerInfo, timeout: float) -> None:
         await self._wait(timeout, lambda: self._has_work(worker))
@@ -219,7 +219,7 @@ class MemoryBackend(ByteBackend):
             with store.lock:
                 store.waiters.discard(waiter)
 
-    # --- one task, by hand --------------------------------------------------------------------------------------------------
+    # --- one task, by hand --------------------------------------------------------------------------------------------
 
     async def get_task(self, task_id: str) -> Task | None:
         with self._store.lock:
@@ -273,7 +273,7 @@ class MemoryBackend(ByteBackend):
         row = self._store.rows.get(task_id)
         return row.result if row else None
 
-    # --- leases ---------------------------------------------------------------------------------------------------------------
+    # --- leases -------------------------------------------------------------------------------------------------------
 
     async def extend_leases(self, worker: WorkerInfo, held: Sequence[Held]) -> Extended:
         store = self._store
@@ -310,7 +310,7 @@ class MemoryBackend(ByteBackend):
             self._store.tick()
             return len(rows)
 
-    # --- operators ----------------------------------------------------------------------------------------------------------------
+    # --- operators ----------------------------------------------------------------------------------------------------
 
     async def cancel_tasks(self, task_ids: Sequence[str]) -> list[Cancelled]:
         with self._store.lock:
