@@ -1,0 +1,165 @@
+"""Tasks, results and options as columns, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from sitq.backends._view import expired_result
+from sitq.backends.sqlite._clock import Clock
+from sitq.core import Reason, ReservedTask, Result, Retry, Status, Task, TaskOptions
+from sitq.exceptions import ValidationError
+
+__all__ = [
+    "INSERT", "RESULT_COLUMNS", "STATUSES", "STATUS_CODES", "TASK_COLUMNS", "NewRow", "new_row", "reserved_from",
+    "result_from", "result_values", "seconds", "task_from",
+]  # fmt: skip
+
+NewRow = tuple[Any, ...]
+STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
+STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
+_DEFAULTS = TaskOptions()
+
+INSERT = """
+INSERT INTO sitq_tasks
+(id, queue, priority, due, created_at, name, options, expires, retention, unique_key, unique_until, payload)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+def seconds(moment: datetime | None) -> float | None:
+    """Return a moment as seconds since 1970."""
+    return None if moment is None else moment.timestamp()
+
+
+def _moment(stamp: float | None) -> datetime | None:
+    return None if stamp is None else datetime.fromtimestamp(stamp, UTC)
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def new_row(task: Task, now: float) -> NewRow:
+    """Return the values of `INSERT` for a task. Raises `ValidationError` for what no row can hold."""
+    created = task.created_at.timestamp()
+    due = created if task.eta is None else max(created, task.eta.timestamp())
+    options = task.options
+    if options is None or options == _DEFAULTS:
+        return (task.id, "default", 0, due, created, task.name, None, None, None, None, None, task.payload)
+    if not 0 <= options.priority <= 9:
+        raise ValidationError(f"a priority is a number from 0 to 9, not {options.priority!r}")
+    unique_until = None if options.unique is None else now + (options.unique_for or 0.0)
+    return (
+        task.id, options.queue, options.priority, due, created, task.name, _options_text(options),
+        seconds(options.expires_at), options.retention, options.unique, unique_until, task.payload,
+    )  # fmt: skip
+
+
+TASK_COLUMNS = """id, status, name, queue, priority, options, created_at, due, expires, attempt, crashes, solo_crashes,
+    fence, worker_id, lease_until, cancel_requested, progress, reason, reserved_at"""
+"""What `task_from` reads, followed by the payload."""
+
+
+def task_from(row: tuple[Any, ...], clock: Clock) -> Task:
+    """Return the task in a row of `TASK_COLUMNS` and payload. A queued task past its `expires` has failed."""
+    task = Task(**_task_fields(row, clock))
+    if task.status == Status.QUEUED and row[8] is not None and row[8] <= clock.now():
+        task.status, task.reason = Status.FAILED, Reason.EXPIRED
+    return task
+
+
+def reserved_from(row: tuple[Any, ...], clock: Clock) -> ReservedTask:
+    """Return the reserved task in a row of `TASK_COLUMNS` and payload."""
+    return ReservedTask(**_task_fields(row, clock), reserved_at=_moment(row[18]))
+
+
+def _task_fields(row: tuple[Any, ...], clock: Clock) -> dict[str, Any]:
+    (
+        task_id, status, name, queue, priority, options, created, due, _expires, attempt, crashes, solo_crashes,
+        fence, worker_id, lease_until, cancel_requested, progress, reason, _reserved, payload,
+    ) = row  # fmt: skip
+    lease_ends = None if lease_until is None else clock.now() + lease_until - clock.lease_now()
+    return {
+        "id": task_id,
+        "status": STATUSES[status],
+        "name": name,
+        "payload": payload,
+        "options": _simple_options(queue, priority) if options is None else _options_from(queue, priority, options),
+        "created_at": datetime.fromtimestamp(created, UTC),
+        "eta": _moment(due) if due > created else None,
+        "attempt": attempt,
+        "crashes": crashes,
+        "solo_crashes": solo_crashes,
+        "fence": fence or None,
+        "worker_id": worker_id,
+        "lease_expires_at": _moment(lease_ends),
+        "cancel_requested": bool(cancel_requested),
+        "progress": None if progress is None else json.loads(progress),
+        "reason": reason,
+    }
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def _simple_options(queue: str, priority: int) -> TaskOptions:
+    return TaskOptions(queue=queue, priority=priority)
+
+
+def _options_text(options: TaskOptions) -> str | None:
+    """Return what queue and priority do not say as JSON; None when that is nothing."""
+    data: dict[str, Any] = {
+        "expires_at": seconds(options.expires_at),
+        "timeout": options.timeout,
+        "retry": options.retry and [options.retry.max_attempts, options.retry.base, options.retry.cap],
+        "unique": options.unique,
+        "unique_for": options.unique_for,
+        "executor": None if options.executor == _DEFAULTS.executor else options.executor,
+        "retention": options.retention,
+        "context": dict(options.context) or None,
+    }
+    data = {name: value for name, value in data.items() if value is not None}
+    try:
+        return json.dumps(data, separators=(",", ":")) if data else None
+    except (TypeError, ValueError) as error:
+        raise ValidationError(f"the context of a task is plain data that fits into JSON: {error}") from error
+
+
+def _options_from(queue: str, priority: int, text: str) -> TaskOptions:
+    data: dict[str, Any] = json.loads(text)
+    data["expires_at"] = _moment(data.get("expires_at"))
+    if "retry" in data:
+        max_attempts, base, cap = data["retry"]
+        data["retry"] = Retry(max_attempts=max_attempts, base=base, cap=cap)
+    return TaskOptions(queue=queue, priority=priority, **data)
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+RESULT_COLUMNS = "outcome, result, error, traceback, reason, attempts, enqueued_at, started_at, finished_at"
+
+
+def result_values(result: Result | None) -> tuple[Any, ...]:
+    """Return the values of `RESULT_COLUMNS`."""
+    if result is None:
+        return (None,) * 9
+    return (
+        result.status, result.payload, result.error, result.traceback, result.reason, result.attempts,
+        seconds(result.enqueued_at), seconds(result.started_at), seconds(result.finished_at),
+    )  # fmt: skip
+
+
+def result_from(row: tuple[Any, ...], clock: Clock) -> Result | None:
+    """Return the result in a row of `RESULT_COLUMNS`, `TASK_COLUMNS` and payload, if there is one."""
+    outcome, payload, error, traceback, reason, attempts, enqueued, started, finished = row[:9]
+    if outcome is None or (reason == Reason.EXPIRED and error is None):
+        task = task_from(row[9:], clock)
+        return expired_result(task) if task.reason == Reason.EXPIRED and task.status == Status.FAILED else None
+    return Result(
+        task_id=row[9], status=outcome, payload=payload, error=error, traceback=traceback, reason=reason,
+        attempts=attempts, enqueued_at=_moment(enqueued), started_at=_moment(started), finished_at=_moment(finished),
+    )  # fmt: skip

@@ -1,0 +1,165 @@
+"""One open file in one process: its writer and reader threads, shared by every handle on it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sitq._group_commit import CommitThread, Lane, Operation
+from sitq.backends.sqlite._clock import Clock
+from sitq.backends.sqlite._hints import Hint
+from sitq.backends.sqlite._rows import NewRow
+from sitq.backends.sqlite._threads import ANY_CLOCK, Reader, Writer
+from sitq.backends.sqlite._work import Transaction
+from sitq.core import Accepted
+from sitq.exceptions import SitqError
+
+__all__ = ["DURABILITIES", "Settings", "Store", "acquire"]
+
+T = TypeVar("T")
+
+DURABILITIES = ("relaxed", "full", "strict")  # each keeps what the one before it keeps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a file is to be used."""
+
+    path: str
+    durability: str = "full"
+    file_mode: int = 0o600
+    busy_timeout: float = 30.0
+    adopt: bool = False
+
+
+class Store:
+    """The file, and the threads that may touch it. Obtained by `acquire`, given back by `release`."""
+
+    def __init__(self, settings: Settings, key: object) -> None:
+        self.settings = settings
+        self.durability = settings.durability
+        self.pid = os.getpid()
+        self.is_file = settings.path != ":memory:"
+        self.epoch = 0
+        self.references = 0
+        self.work: Hint
+        self.done: Hint
+        self._key = key
+        self._writer = CommitThread(lambda: Writer(self), f"sitq writer {settings.path}")
+        self._reader = CommitThread(lambda: Reader(self), f"sitq reader {settings.path}") if self.is_file else None
+        self._starting = threading.Lock()
+        self._started = False
+
+    async def opened(self) -> None:
+        """Wait until the file is open. Raises `BackendError` or `SchemaError` when it cannot be."""
+        await _wait(self._writer.opened)
+        if self._reader is not None:
+            with self._starting:
+                if not self._started:
+                    self._reader.start()
+                    self._started = True
+            await _wait(self._reader.opened)
+
+    def start(self) -> None:
+        """Open the file, in the writer's thread."""
+        self._writer.start()
+
+    async def release(self) -> None:
+        """Give the store back; the last one to do so closes it."""
+        with _lock:
+            self.references -= 1
+            if self.references or self.pid != os.getpid():
+                return
+            _stores.pop(self._key, None)
+        threads = [self._writer]
+        if self._reader is not None and self._started:
+            threads.append(self._reader)
+        for thread in reversed(threads):  # the writer is the last to leave, and SQLite tidies up after it
+            thread.stop()
+            await _wait(thread.closed)
+
+    async def write(
+        self, clock: Clock, work: Callable[[Transaction], T], unheard: Callable[[T], None] | None = None, size: int = 0
+    ) -> T:
+        """Run `work` in a transaction shared with whatever else waits."""
+        return await self._writer.run(Operation(Lane.WORK, (clock, work), size, unheard))
+
+    def write_unheard(self, clock: Clock, work: Callable[[Transaction], Any]) -> None:
+        """Run `work` like `write`, its answer of no interest; called on an event loop or after its end."""
+        operation: Operation[Any] = Operation(Lane.WORK, (clock, work))
+        operation.future, operation.loop = _NOBODY, _NOBODY_LOOP
+        with suppress(SitqError):
+            self._writer.submit(operation)
+
+    async def accept(self, rows: Sequence[NewRow], clock: Clock, size: int) -> list[Accepted]:
+        """Store new tasks: all or none."""
+        return await self._writer.run(Operation(Lane.ACCEPT, (clock, rows), size))
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on a connection that only reads."""
+        if self._reader is None:
+            return await self._writer.run(Operation(Lane.WORK, (ANY_CLOCK, lambda tx: work(tx.connection))))
+        return await self._reader.run(Operation(Lane.WORK, work))
+
+    async def data_version(self) -> int:
+        """Return a number that changes when another connection has committed."""
+        return await self.read(lambda connection: int(connection.execute("PRAGMA data_version").fetchone()[0]))
+
+
+class _Nobody:
+    """Stands for a future and a loop where nobody waits for an answer."""
+
+    def cancelled(self) -> bool:
+        return False
+
+    def is_closed(self) -> bool:
+        return True
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
+        callback(*args)
+
+
+_NOBODY: Any = _Nobody()
+_NOBODY_LOOP: Any = _NOBODY
+
+
+async def _wait(future: Future[None]) -> None:
+    await asyncio.shield(asyncio.wrap_future(future))
+
+
+# --- one store for each file and process ------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+_stores: dict[object, Store] = {}
+_inherited: list[Store] = []
+
+
+def acquire(settings: Settings, key: object) -> Store:
+    """Return the process's store for a file, opening it if need be. Asked for twice, the stronger durability holds."""
+    with _lock:
+        store = _stores.get(key)
+        if store is None:
+            store = _stores[key] = Store(settings, key)
+            store.start()
+        store.references += 1
+        store.durability = max(store.durability, settings.durability, key=DURABILITIES.index)
+    return store
+
+
+def _after_fork_in_child() -> None:
+    """Forget the parent's stores without closing them: that would end the parent's locks, or truncate its log."""
+    global _lock  # noqa: PLW0603 (the parent may have held it)
+    _lock = threading.Lock()
+    _inherited.extend(_stores.values())
+    _stores.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

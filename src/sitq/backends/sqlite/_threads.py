@@ -1,0 +1,167 @@
+"""What the threads of a store do: the writer commits batches, the reader answers questions."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from sitq._group_commit import Lane, Operation
+from sitq.backends.sqlite import _errors, _open
+from sitq.backends.sqlite._accept import accept
+from sitq.backends.sqlite._clock import Clock
+from sitq.backends.sqlite._hints import FileHint, LocalHint
+from sitq.backends.sqlite._work import Transaction
+from sitq.exceptions import BackendError, SitqError
+
+if TYPE_CHECKING:
+    from sitq.backends.sqlite._store import Settings, Store
+
+__all__ = ["ANY_CLOCK", "Reader", "Writer"]
+
+ANY_CLOCK = Clock()
+_CHANGES_PER_CHECKPOINT = 8000
+
+
+class Executor:
+    """What writer and reader have in common."""
+
+    connection: sqlite3.Connection
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def is_about_data(self, error: Exception) -> bool:
+        return _errors.is_about_data(error)
+
+    def explain(self, error: Exception) -> BackendError:
+        return _errors.explain(error, self._store.settings.path)
+
+    def tidy(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class Reader(Executor):
+    """Answers reads, each in its own short transaction."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.connection = _open.connect(store.settings.path, store.settings.busy_timeout)
+        self.connection.execute("PRAGMA query_only = TRUE")
+
+    def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
+        return [operation.work(self.connection) for operation in batch]
+
+
+class Writer(Executor):
+    """Runs batches, each in one `BEGIN IMMEDIATE` transaction, and wakes who waits for them."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        settings = store.settings
+        self._path = settings.path
+        self._timeout = settings.busy_timeout
+        self._ckpt: int | None = None
+        self.connection = _open.open_database(self._path, settings.file_mode, settings.adopt, self._timeout)
+        try:
+            store.epoch = _open.prepare(self.connection, self._path, self._timeout)
+            self._open_beside(settings)
+        except BaseException as error:
+            self.connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise self.explain(error) from error
+            raise
+        self._level = "FULL"
+        self._checkpointed = self.connection.total_changes
+
+    def _open_beside(self, settings: Settings) -> None:
+        if not self._store.is_file:
+            self._store.work, self._store.done = LocalHint(), LocalHint()
+            return
+        read_version = self._store.data_version
+        self._store.work = FileHint(f"{self._path}-wake", settings.file_mode, read_version)
+        self._store.done = FileHint(f"{self._path}-done", settings.file_mode, read_version)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._ckpt = os.open(f"{self._path}-ckpt", flags, settings.file_mode)
+
+    def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
+        accepts = [operation for operation in batch if operation.lane == Lane.ACCEPT]
+        works = [operation for operation in batch if operation.lane != Lane.ACCEPT]
+        self._begin(accepting=bool(accepts))
+        tx = Transaction(self.connection, ANY_CLOCK, self._store.epoch)
+        try:
+            results: dict[Operation[Any], Any] = self._accept(tx, accepts) if accepts else {}
+            for operation in works:
+                results[operation] = self._work(tx, operation)
+            self.connection.execute("COMMIT")
+        except BaseException:
+            if self.connection.in_transaction:  # a full disk may have ended it
+                self.connection.execute("ROLLBACK")
+            raise
+        if tx.wake:
+            self._store.work.give()
+        if tx.done:
+            self._store.done.give()
+        return [results[operation] for operation in batch]
+
+    def _begin(self, accepting: bool) -> None:
+        durability = self._store.durability
+        full = durability == "strict" or (durability == "full" and accepting)
+        level = "FULL" if full else "NORMAL"
+        if level != self._level:
+            self.connection.execute(f"PRAGMA synchronous = {level}")
+            self._level = level
+        _open.retry_busy(lambda: self.connection.execute("BEGIN IMMEDIATE"), self._timeout)
+
+    def _accept(self, tx: Transaction, operations: list[Operation[Any]]) -> dict[Operation[Any], Any]:
+        """Insert the rows of all operations at once."""
+        rows = [row for operation in operations for row in operation.work[1]]
+        accepted = accept(tx.connection, rows, operations[0].work[0].now())
+        tx.wake = True
+        results, start = {}, 0
+        for operation in operations:
+            end = start + len(operation.work[1])
+            results[operation] = accepted[start:end]
+            start = end
+        return results
+
+    @staticmethod
+    def _work(tx: Transaction, operation: Operation[Any]) -> Any:
+        tx.clock, work = operation.work
+        try:
+            return work(tx)
+        except SitqError as error:  # raised before anything was written: an answer like any other
+            return error
+
+    def tidy(self) -> None:
+        """Checkpoint after many changes, unless another process is at it: see TRAPS on the WAL-reset bug."""
+        if self._ckpt is None or self.connection.total_changes - self._checkpointed < _CHANGES_PER_CHECKPOINT:
+            return
+        self._checkpointed = self.connection.total_changes
+        with suppress(OSError, sqlite3.Error):  # the next one does it
+            self._checkpoint(self._ckpt)
+
+    def _checkpoint(self, descriptor: int) -> None:
+        if sys.platform == "win32":
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            return
+        import fcntl
+
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            self.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        finally:
+            fcntl.lockf(descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        self.connection.close()
+        self._store.work.close()
+        self._store.done.close()
+        if self._ckpt is not None:
+            os.close(self._ckpt)

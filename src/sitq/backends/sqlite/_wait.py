@@ -1,0 +1,91 @@
+"""Waiting for work and for results, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sitq.backends.sqlite._hints import Watch
+
+__all__ = ["ResultWait", "WorkWait"]
+
+_LOOK_AGAIN = (0.005, 0.02, 0.08, 0.32)
+"""A hint may come before its commit (`enqueue_in`): looks, in seconds after each other, before it is given up."""
+_JITTER = 0.0005  # seconds
+_POLL_RESULTS = 1.0  # seconds
+
+
+class WorkWait:
+    """Waits for work; keeps its watch from one wait to the next, so that nothing between them is missed."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self._fresh = True
+
+    async def wait(self, next_work: Callable[[], Awaitable[float | None]], timeout: float) -> None:
+        """Return when `next_work` says so, after `timeout` seconds at the latest; at once the first time."""
+        if self._fresh:  # what came before the watch is unknown
+            self._fresh = False
+            return
+        deadline = time.monotonic() + timeout
+        again: list[float] = []
+        while True:
+            due_in = await next_work()
+            left = deadline - time.monotonic()
+            if left <= 0 or (due_in is not None and due_in <= 0):
+                return
+            pause = min([left, *again[:1], *([] if due_in is None else [due_in])])
+            again = again[1:]
+            if await self.watch.wait(pause):
+                again = list(_LOOK_AGAIN)
+                await asyncio.sleep(random.uniform(0, _JITTER))  # noqa: S311 (other workers woke as well)
+
+
+class ResultWait:
+    """Waits for results: one look at the store serves all who wait."""
+
+    def __init__(self, watch: Watch, read: Callable[[list[str]], Awaitable[dict[str, Any]]]) -> None:
+        self.watch = watch
+        self._read = read
+        self._waiting: dict[str, set[asyncio.Future[Any]]] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    async def wait(self, task_id: str, timeout: float) -> Any:
+        """Return the result of a task, or None after `timeout` seconds."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(task_id, set()).add(future)
+        self.watch.poke()
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+        try:
+            await asyncio.wait([future], timeout=timeout)
+            return future.result() if future.done() else None
+        finally:
+            self._forget(task_id, future)
+
+    def _forget(self, task_id: str, future: asyncio.Future[Any]) -> None:
+        future.cancel()
+        futures = self._waiting.get(task_id, set())
+        futures.discard(future)
+        if not futures:
+            self._waiting.pop(task_id, None)
+        if not self._waiting and self._looking is not None:
+            self._looking.cancel()
+
+    async def _look(self) -> None:
+        while self._waiting:
+            await self.watch.wait(_POLL_RESULTS)
+            try:
+                found = await self._read(list(self._waiting))
+            except Exception as error:  # noqa: BLE001 (all who wait hear of it)
+                for future in [future for futures in self._waiting.values() for future in futures]:
+                    if not future.done():
+                        future.set_exception(error)
+                return
+            for task_id, result in found.items():
+                for future in self._waiting.pop(task_id, ()):
+                    if not future.done():
+                        future.set_result(result)
