@@ -17,6 +17,7 @@ __all__ = [
     "Accepted",
     "Cancelled",
     "Extended",
+    "Finding",
     "Held",
     "NewTask",
     "Outcome",
@@ -31,6 +32,7 @@ __all__ = [
     "Task",
     "TaskFilter",
     "TaskOptions",
+    "Verdict",
     "WorkerInfo",
     "phase_of",
     "utcnow",
@@ -323,6 +325,28 @@ class QueueCounts:
     phases: Mapping[str, int] = field(default_factory=dict)
     paused: bool = False
     oldest_ready: datetime | None = None
+
+
+class Verdict(StrEnum):
+    """What to think of a `Finding`."""
+
+    OK = "ok"
+    WARN = "warn"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing a store says of itself (`Backend.diagnose`): its name, its value in words, and what to do about it.
+
+    `number` is the value as a number where it is one: bytes, seconds, a version. `advice` is for what is not ok.
+    """
+
+    name: str
+    value: str
+    verdict: Verdict = Verdict.OK
+    advice: str = ""
+    number: float | None = None
 
 
 _FAILED_PHASES: Mapping[str | None, Phase] = {

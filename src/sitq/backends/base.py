@@ -20,6 +20,7 @@ from sitq.core import (
     Accepted,
     Cancelled,
     Extended,
+    Finding,
     Held,
     NewTask,
     Outcome,
@@ -156,6 +157,10 @@ class Backend(ABC):
     async def connect(self) -> None:
         """Open what the store needs; called before first use, again without harm. May narrow `capabilities`."""
 
+    async def connect_existing(self) -> None:
+        """As `connect`, for those who only look: raises `BackendError` rather than make a new store."""
+        await self.connect()
+
     async def close(self) -> None:
         """Let go of what `connect` opened; called again without harm."""
 
@@ -214,6 +219,13 @@ class Backend(ABC):
                 return result
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 1.5, 0.5)
+
+    async def diagnose(self) -> Sequence[Finding]:
+        """Say what the live store really gives, for `sitq doctor` and the worker's first lines.
+
+        The names `store` (which one it is), `durability`, `file size` and `log size` are shown elsewhere, too.
+        """
+        return [Finding(name="store", value=type(self).__name__)]
 
     # --- 3. What six cannot express ---------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from sitq.core import (
     Accepted,
     Cancelled,
     Extended,
+    Finding,
     Held,
     NewTask,
     Outcome,
@@ -35,6 +36,7 @@ from sitq.core import (
     Task,
     TaskFilter,
     TaskOptions,
+    Verdict,
     WorkerInfo,
     phase_of,
     utcnow,
@@ -92,6 +94,13 @@ class MemoryBackend(ByteBackend):
     def transaction(self) -> MemoryTransaction:
         """Return a transaction for `options(connection=…)`; open it with `with`."""
         return MemoryTransaction(self._store)
+
+    async def diagnose(self) -> Sequence[Finding]:
+        advice = "use sqlite:///tasks.db for work that must survive"
+        return [
+            Finding(name="store", value="the memory of this process"),
+            Finding(name="durability", value="none: tasks end with the process", verdict=Verdict.WARN, advice=advice),
+        ]
 
     # --- enqueue, reserve, settle -------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from sitq.backends.sqlite import _operate, _work
 from sitq.backends.sqlite._caller import accept_in
 from sitq.backends.sqlite._clock import Clock
 from sitq.backends.sqlite._hints import kernel_wakes
+from sitq.backends.sqlite._open import check_existing
 from sitq.backends.sqlite._rows import NewRow, new_row, reserved_from, result_from, task_from
 from sitq.backends.sqlite._store import DURABILITIES, Settings, Store, acquire
 from sitq.backends.sqlite._wait import ResultWait, WorkWait
@@ -128,6 +129,11 @@ class SQLiteBackend(ByteBackend):
                 raise
         wakes = kernel_wakes() or not self._store.is_file
         self.poll_interval = 5.0 if wakes else 1.0
+
+    async def connect_existing(self) -> None:
+        if self._store is None:
+            check_existing(self._settings.path)
+        await self.connect()
 
     def _leave_parent(self) -> None:
         """Forget what belongs to the process this one was forked from."""

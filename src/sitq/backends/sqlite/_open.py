@@ -17,7 +17,7 @@ from sitq.backends.sqlite._clock import boot_id
 from sitq.backends.sqlite._errors import explain, is_busy
 from sitq.exceptions import BackendError, SchemaError
 
-__all__ = ["connect", "open_database", "prepare", "retry_busy"]
+__all__ = ["check_existing", "connect", "open_database", "prepare", "retry_busy"]
 
 T = TypeVar("T")
 
@@ -82,6 +82,12 @@ def open_database(path: str, mode: int, adopt: bool, timeout: float) -> sqlite3.
             raise explain(error, path) from error
         raise
     return connection
+
+
+def check_existing(path: str) -> None:
+    """Raise `BackendError` if there is no file yet."""
+    if path != ":memory:" and not os.path.exists(path):  # noqa: PTH110 (as above)
+        raise BackendError(f"there is no {path}: check the path; a producer or a worker makes it")
 
 
 def _check_place(path: str) -> None:

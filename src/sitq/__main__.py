@@ -1,0 +1,5 @@
+"""`python -m sitq` is `sitq`."""
+
+from sitq.cli import main
+
+main()
