@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sitq.core import Outcome, OutcomeKind, Reason
 from sitq.events import EventName, Listeners
@@ -50,7 +50,8 @@ class Reporter:
         if outcome.kind == OutcomeKind.FAILED:
             self._failed(run, outcome)
         elif run.error is not None and outcome.kind != OutcomeKind.COMPLETED:
-            logger.info("task %s (%s) again in %.1f s: %s", *_who(run), outcome.delay, outcome.reason)
+            said = _said(EventName.DEFERRED, run, reason=outcome.reason, delay=outcome.delay)
+            logger.info("task %s (%s) again in %.1f s: %s", *_who(run), outcome.delay, outcome.reason, extra=said)
         event = _EVENT[outcome.kind]
         if self._listeners.wanted(event):
             error = outcome.result.error if outcome.result else None
@@ -58,7 +59,8 @@ class Reporter:
 
     def dropped(self, run: Run, why: str) -> None:
         """An outcome counts for nothing: the lease was lost."""
-        logger.warning("task %s (%s): %s; what it did here is not recorded", *_who(run), why)
+        said = _said(EventName.LEASE_LOST, run, reason=why)
+        logger.warning("task %s (%s): %s; what it did here is not recorded", *_who(run), why, extra=said)
         self._tell(EventName.LEASE_LOST, run, reason=why)
 
     def _failed(self, run: Run, outcome: Outcome) -> None:
@@ -66,21 +68,35 @@ class Reporter:
         detail = f"\n{result.traceback}" if result and result.traceback else ""
         level = logging.INFO if outcome.reason in (Reason.CANCELLED, Reason.DISCARDED) else logging.ERROR
         error = result.error if result else ""
-        logger.log(level, "task %s (%s) failed (%s): %s%s", *_who(run), outcome.reason, error, detail.rstrip())
+        trace = result.traceback if result else None
+        said = _said(EventName.FAILED, run, reason=outcome.reason, error=error, traceback=trace)
+        text = "task %s (%s) failed (%s): %s%s"
+        logger.log(level, text, *_who(run), outcome.reason, error, detail.rstrip(), extra=said)
         if outcome.reason == Reason.QUARANTINED:
             self._tell(EventName.QUARANTINED, run, reason=outcome.reason, error=error)
 
     def _tell(self, name: EventName, run: Run, **fields: object) -> None:
         self._listeners.emit(
             name,
-            task_id=run.reserved.id,
-            task_name=run.reserved.name,
-            queue=run.options.queue,
-            attempt=max(run.reserved.attempt, 1),
             worker_id=self._worker_id,
-            duration=None if run.started is None else time.monotonic() - run.started,
+            **_facts(run),
             **fields,
         )
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    return {
+        "task_id": run.reserved.id,
+        "task_name": run.reserved.name,
+        "queue": run.options.queue,
+        "attempt": max(run.reserved.attempt, 1),
+        "duration": None if run.started is None else time.monotonic() - run.started,
+    }
+
+
+def _said(name: EventName, run: Run, **fields: object) -> dict[str, Any]:
+    """Return the fields of a log line for those who write it as data (`record.sitq`)."""
+    return {"sitq": {"event": name.value, **_facts(run), **fields}}
 
 
 def _who(run: Run) -> tuple[str, str]:

@@ -7,7 +7,12 @@ from typing import Annotated
 import typer
 
 import sitq
+from sitq.cli._conformance import conformance
+from sitq.cli._doctor import doctor
+from sitq.cli._explain import why
+from sitq.cli._operate import cancel, pause, purge, resume, retry
 from sitq.cli._status import status
+from sitq.cli._tasks import show, tasks
 from sitq.cli._worker import worker
 
 __all__ = ["app"]
@@ -36,5 +41,5 @@ def sitq_command(
     """  # noqa: D301 (typer's mark for lines to keep)
 
 
-for _command in (worker, status):
+for _command in (worker, status, tasks, show, why, retry, cancel, pause, resume, purge, doctor, conformance):
     app.command()(_command)

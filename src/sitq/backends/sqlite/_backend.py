@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -14,7 +15,7 @@ from weakref import WeakKeyDictionary
 from sitq._group_commit import ROW_BYTES
 from sitq.backends._bytes import ByteBackend
 from sitq.backends.base import Capability
-from sitq.backends.sqlite import _operate, _work
+from sitq.backends.sqlite import _doctor, _operate, _work
 from sitq.backends.sqlite._caller import accept_in
 from sitq.backends.sqlite._clock import Clock
 from sitq.backends.sqlite._hints import kernel_wakes
@@ -27,6 +28,7 @@ from sitq.core import (
     Accepted,
     Cancelled,
     Extended,
+    Finding,
     Held,
     NewTask,
     Outcome,
@@ -134,6 +136,11 @@ class SQLiteBackend(ByteBackend):
         if self._store is None:
             check_existing(self._settings.path)
         await self.connect()
+
+    async def diagnose(self) -> Sequence[Finding]:
+        store = await self._open()
+        settings = replace(store.settings, durability=store.durability)
+        return await store.read(lambda connection: _doctor.diagnose(connection, settings))
 
     def _leave_parent(self) -> None:
         """Forget what belongs to the process this one was forked from."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-__all__ = ["Clock", "boot_id"]
+__all__ = ["Clock", "boot_id", "survives_steps"]
 
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", None)  # counts through suspend, unlike `time.monotonic` on Linux
 
@@ -25,6 +25,11 @@ class Clock:
     def lease_now(self) -> float:
         """Return seconds on the lease clock: since boot, or wall time where the system has no such clock."""
         return (time.time() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)) + self.offset
+
+
+def survives_steps() -> bool:
+    """Say whether the lease clock is apart from wall time on this system."""
+    return _BOOTTIME is not None
 
 
 def boot_id() -> str:

@@ -17,10 +17,11 @@ from sitq.backends.sqlite._clock import boot_id
 from sitq.backends.sqlite._errors import explain, is_busy
 from sitq.exceptions import BackendError, SchemaError
 
-__all__ = ["check_existing", "connect", "open_database", "prepare", "retry_busy"]
+__all__ = ["check_existing", "connect", "mount_of", "open_database", "prepare", "retry_busy"]
 
 T = TypeVar("T")
 
+_MOUNTS = "/proc/self/mountinfo"
 _OLDEST = (3, 35, 0)  # RETURNING
 # A write-ahead log needs shared memory, which does not reach across hosts. Of 9p only Windows drives are meant.
 _NETWORK = re.compile(
@@ -108,12 +109,20 @@ def _check_place(path: str) -> None:
         raise BackendError(f"{path} cannot be read and written by this user: change its permissions")
 
 
-def _network_kind(folder: str, mountinfo: str = "/proc/self/mountinfo") -> str | None:
+def _network_kind(folder: str, mountinfo: str = _MOUNTS) -> str | None:
     """Return the kind of the network file system a folder is on, if it is on one (and this is Linux)."""
+    kind, options = mount_of(folder, mountinfo)
+    if _NETWORK.match(kind) or (kind == "9p" and "aname=drvfs" in options):
+        return kind
+    return None
+
+
+def mount_of(folder: str, mountinfo: str = _MOUNTS) -> tuple[str, str]:
+    """Return the kind and the options of the file system a folder is on; empty where the system does not say."""
     try:
         lines = Path(mountinfo).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
-        return None
+        return "", ""
     best, kind, options = "", "", ""
     for line in lines:
         before, _, after = line.partition(" - ")
@@ -121,9 +130,7 @@ def _network_kind(folder: str, mountinfo: str = "/proc/self/mountinfo") -> str |
         inside = point in ("/", folder) or folder.startswith(point + "/")
         if inside and len(point) >= len(best):
             best, (kind, _, options) = point, after.split(maxsplit=2)
-    if _NETWORK.match(kind) or (kind == "9p" and "aname=drvfs" in options):
-        return kind
-    return None
+    return kind, options
 
 
 def _create(path: str, mode: int) -> None:
