@@ -89,6 +89,11 @@ class SQLiteBackend(ByteBackend):
         if in_memory:
             self.capabilities = self.capabilities & ~Capability.TRANSACTION
 
+    @property
+    def path(self) -> str:
+        """The file, with links resolved, or `":memory:"`."""
+        return self._settings.path
+
     @classmethod
     def from_url(cls, url: str) -> Self:
         """Make the backend for `sqlite:///relative.db`, `sqlite:////absolute.db` or `sqlite:///:memory:`.

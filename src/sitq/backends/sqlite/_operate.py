@@ -99,8 +99,8 @@ def set_status(tx: Transaction, task_id: str, status: str) -> None:
             raise InvalidTransitionError(f"task {task_id!r} cannot be queued: another task holds its unique key now")
         return
     values = {
-        "id": task_id, "status": STATUS_CODES[new], "floor": tx.epoch << 32, "now": tx.clock.now(),
-        "lease_now": tx.clock.lease_now(), "retention": RETENTION.get(new),
+        "id": task_id, "status": STATUS_CODES[new], "floor": tx.epoch << 32, "now": tx.now,
+        "lease_now": tx.lease_now, "retention": RETENTION.get(new),
     }  # fmt: skip
     tx.connection.execute(_RUN if new == Status.RUNNING else _END, values)
     tx.done = True
@@ -109,7 +109,7 @@ def set_status(tx: Transaction, task_id: str, status: str) -> None:
 def _queue(tx: Transaction, task_id: str, unique: str) -> bool:
     """Make a task queued, unless another one holds its unique key."""
     if unique:
-        tx.connection.execute(_FREE_KEY, (unique, tx.clock.now(), task_id))
+        tx.connection.execute(_FREE_KEY, (unique, tx.now, task_id))
         held = "SELECT 1 FROM sitq_tasks WHERE unique_key = ? AND id <> ?"
         if tx.connection.execute(held, (unique, task_id)).fetchone():
             return False
@@ -145,7 +145,7 @@ def _cancel(tx: Transaction, task_id: str) -> Cancelled:
         return Cancelled.REQUESTED
     if status in RETENTION:
         return Cancelled.FINISHED
-    tx.connection.execute(_CANCEL, (tx.clock.now(), RETENTION[Status.FAILED], task_id))
+    tx.connection.execute(_CANCEL, (tx.now, RETENTION[Status.FAILED], task_id))
     tx.done = True
     return Cancelled.CANCELLED
 
@@ -233,7 +233,7 @@ def list_workers(connection: sqlite3.Connection, clock: Clock) -> list[WorkerInf
 def purge(tx: Transaction, wanted: TaskFilter | None, limit: int) -> int:
     """Delete finished tasks: those past their retention, or those that match."""
     if wanted is None:
-        where, values = "status >= 2 AND purge_at <= :now ORDER BY purge_at", {"now": tx.clock.now()}
+        where, values = "status >= 2 AND purge_at <= :now ORDER BY purge_at", {"now": tx.now}
     else:
         where, values = _where(wanted, tx.clock)
         where = f"status >= 2 AND {where}"
@@ -242,5 +242,5 @@ def purge(tx: Transaction, wanted: TaskFilter | None, limit: int) -> int:
     gone = rows.fetchall()
     tx.connection.executemany("DELETE FROM sitq_payloads WHERE seq = ?", gone)
     tx.connection.executemany("DELETE FROM sitq_tasks WHERE seq = ?", gone)
-    tx.connection.execute("DELETE FROM sitq_workers WHERE seen + lease + 86400 < ?", (tx.clock.lease_now(),))
+    tx.connection.execute("DELETE FROM sitq_workers WHERE seen + lease + 86400 < ?", (tx.lease_now,))
     return len(gone)

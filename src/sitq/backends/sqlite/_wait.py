@@ -14,7 +14,7 @@ __all__ = ["ResultWait", "WorkWait"]
 
 _LOOK_AGAIN = (0.005, 0.02, 0.08, 0.32)
 """A hint may come before its commit (`enqueue_in`): looks, in seconds after each other, before it is given up."""
-_JITTER = 0.0005  # seconds
+_JITTER = 0.0002  # seconds
 _POLL_RESULTS = 1.0  # seconds
 
 
@@ -23,24 +23,20 @@ class WorkWait:
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
-        self._fresh = True
+        self._again = list(_LOOK_AGAIN)  # a hint that came before the watch went unheard
 
     async def wait(self, next_work: Callable[[], Awaitable[float | None]], timeout: float) -> None:
-        """Return when `next_work` says so, after `timeout` seconds at the latest; at once the first time."""
-        if self._fresh:  # what came before the watch is unknown
-            self._fresh = False
-            return
+        """Return when `next_work` says so, after `timeout` seconds at the latest."""
         deadline = time.monotonic() + timeout
-        again: list[float] = []
         while True:
             due_in = await next_work()
             left = deadline - time.monotonic()
             if left <= 0 or (due_in is not None and due_in <= 0):
                 return
-            pause = min([left, *again[:1], *([] if due_in is None else [due_in])])
-            again = again[1:]
+            pause = min([left, *self._again[:1], *([] if due_in is None else [due_in])])
+            self._again = self._again[1:]
             if await self.watch.wait(pause):
-                again = list(_LOOK_AGAIN)
+                self._again = list(_LOOK_AGAIN)
                 await asyncio.sleep(random.uniform(0, _JITTER))  # noqa: S311 (other workers woke as well)
 
 
@@ -58,7 +54,7 @@ class ResultWait:
         future = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(task_id, set()).add(future)
         self.watch.poke()
-        if self._looking is None or self._looking.done():
+        if self._looking is None:
             self._looking = asyncio.create_task(self._look())
         try:
             await asyncio.wait([future], timeout=timeout)
@@ -74,6 +70,7 @@ class ResultWait:
             self._waiting.pop(task_id, None)
         if not self._waiting and self._looking is not None:
             self._looking.cancel()
+            self._looking = None
 
     async def _look(self) -> None:
         while self._waiting:
@@ -81,11 +78,16 @@ class ResultWait:
             try:
                 found = await self._read(list(self._waiting))
             except Exception as error:  # noqa: BLE001 (all who wait hear of it)
-                for future in [future for futures in self._waiting.values() for future in futures]:
-                    if not future.done():
-                        future.set_exception(error)
-                return
+                self._fail(error)
+                break
             for task_id, result in found.items():
                 for future in self._waiting.pop(task_id, ()):
                     if not future.done():
                         future.set_result(result)
+        self._looking = None
+
+    def _fail(self, error: Exception) -> None:
+        for future in [future for futures in self._waiting.values() for future in futures]:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()

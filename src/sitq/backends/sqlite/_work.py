@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from sitq.backends.sqlite._clock import Clock
 from sitq.backends.sqlite._rows import RESULT_COLUMNS, STATUS_CODES, TASK_COLUMNS, result_values
@@ -23,13 +23,23 @@ PAYLOAD = "coalesce(payload, (SELECT payload FROM sitq_payloads AS p WHERE p.seq
 
 @dataclass(slots=True)
 class Transaction:
-    """A transaction of the writer: what operations run in, and whom to wake when it is committed."""
+    """A transaction of the writer: what operations run in, and whom to wake when it is committed.
+
+    For each operation time stands still: what its first statement left alone is not due for its next.
+    """
 
     connection: sqlite3.Connection
-    clock: Clock
-    epoch: int = 0
+    epoch: int
+    clock: Clock = field(default_factory=Clock)
+    now: float = 0.0
+    lease_now: float = 0.0
     wake: bool = False
     done: bool = False
+
+    def at(self, clock: Clock) -> Self:
+        """Set the time for the next operation."""
+        self.clock, self.now, self.lease_now = clock, clock.now(), clock.lease_now()
+        return self
 
 
 # --- reserve --------------------------------------------------------------------------------------------------------
@@ -91,7 +101,7 @@ def reserve(tx: Transaction, worker: WorkerInfo, limit: int) -> list[tuple[Any, 
     expire(tx)
     _end_cancelled_takeovers(tx)
     rows = tx.connection.execute(RESERVE, {
-        "queues": _queues_text(worker), "limit": limit, "now": tx.clock.now(), "lease_now": tx.clock.lease_now(),
+        "queues": _queues_text(worker), "limit": limit, "now": tx.now, "lease_now": tx.lease_now,
         "lease": worker.lease, "floor": tx.epoch << 32, "worker": worker.id,
     }).fetchall()  # fmt: skip
     rows.sort(key=lambda row: (-row[_PRIORITY], row[_DUE], row[_SEQ]))  # RETURNING promises no order
@@ -133,13 +143,13 @@ WHERE seq IN (SELECT seq FROM sitq_tasks WHERE status = 0 AND expires <= ?1 ORDE
 
 def expire(tx: Transaction) -> None:
     """End queued tasks that are no longer wanted, a bounded number at a time."""
-    if tx.connection.execute(_EXPIRE, (tx.clock.now(), _FAILED_RETENTION)).rowcount:
+    if tx.connection.execute(_EXPIRE, (tx.now, _FAILED_RETENTION)).rowcount:
         tx.done = True
 
 
 def _end_cancelled_takeovers(tx: Transaction) -> None:
     """End tasks whose worker died with a request to cancel unanswered."""
-    values = (tx.clock.now(), _FAILED_RETENTION, tx.clock.lease_now())
+    values = (tx.now, _FAILED_RETENTION, tx.lease_now)
     if tx.connection.execute(f"{_END_CANCELLED} AND lease_until <= ?", values).rowcount:
         tx.done = True
 
@@ -156,15 +166,14 @@ WHERE id = ?5 AND fence = ?6 AND status = 1
 
 def settle(tx: Transaction, outcomes: Sequence[Outcome]) -> list[bool]:
     """Apply outcomes whose fence is the task's and whose task still runs; True where the fence is the task's."""
-    now = tx.clock.now()
-    ended = [_end_values(outcome, now) for outcome in outcomes if outcome.kind in _ENDS]
-    again = [_again_values(outcome, now) for outcome in outcomes if outcome.kind not in _ENDS]
+    ended = [_end_values(outcome, tx.now) for outcome in outcomes if outcome.kind in _ENDS]
+    again = [_again_values(outcome, tx.now) for outcome in outcomes if outcome.kind not in _ENDS]
     changed = 0
     if ended:
         changed += tx.connection.executemany(END, ended).rowcount
         tx.done = True
     if again:
-        cancelled = [(now, _FAILED_RETENTION, task_id, fence) for *_, task_id, fence in again]
+        cancelled = [(tx.now, _FAILED_RETENTION, task_id, fence) for *_, task_id, fence in again]
         changed += tx.connection.executemany(f"{_END_CANCELLED} AND id = ? AND fence = ?", cancelled).rowcount
         changed += tx.connection.executemany(_AGAIN, again).rowcount
         tx.done = tx.wake = True
@@ -236,7 +245,7 @@ def look(connection: sqlite3.Connection, clock: Clock, worker: WorkerInfo, held:
         if row[2]:
             cancelled.add(item.id)
         progress = None if item.progress is None else json.dumps(item.progress, default=str)
-        lease_until = now + worker.lease if row[3] - now < worker.lease * 2 / 3 else None
+        lease_until = None if worker.lease * 2 / 3 <= row[3] - now <= worker.lease else now + worker.lease
         if lease_until is not None or progress is not None:
             renewals.append((lease_until, progress, item.id, item.fence))
     unheard = [Outcome.released(row[0], row[1]) for row in rows.values() if row[3] - now < worker.lease / 2]
@@ -257,7 +266,7 @@ def extend(tx: Transaction, worker: WorkerInfo, held: Sequence[Held]) -> Extende
 def keep_worker(tx: Transaction, worker: WorkerInfo) -> None:
     """Note that a worker lives; written at most every third of its lease."""
     queues, started_at = _queues_text(worker), worker.started_at.timestamp()
-    values = (worker.id, queues, worker.lease, worker.host, worker.pid, started_at, tx.clock.lease_now())
+    values = (worker.id, queues, worker.lease, worker.host, worker.pid, started_at, tx.lease_now)
     tx.connection.execute(_KEEP_WORKER, values)
 
 
