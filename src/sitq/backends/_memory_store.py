@@ -60,6 +60,9 @@ class Store:
     def now(self) -> float:
         return time.time() + self.clock_offset
 
+    def wall(self) -> datetime:
+        return datetime.fromtimestamp(self.now(), UTC)
+
     def monotonic(self) -> float:
         return time.monotonic() + self.clock_offset
 

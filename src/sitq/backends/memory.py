@@ -144,7 +144,7 @@ class MemoryBackend(ByteBackend):
         reserved: list[ReservedTask] = []
         with store.lock:
             store.tick()
-            store.workers[worker.id] = dataclasses.replace(worker, seen_at=utcnow())
+            store.workers[worker.id] = dataclasses.replace(worker, seen_at=store.wall())
             while len(reserved) < max_tasks and (row := store.take(worker.queues)) is not None:
                 if row.task.cancel_requested:  # its worker died with the request unanswered
                     self._end_cancelled(row)
@@ -289,7 +289,7 @@ class MemoryBackend(ByteBackend):
         lost, cancelled = set(), set()
         with store.lock:
             store.tick()
-            store.workers[worker.id] = dataclasses.replace(worker, seen_at=utcnow())
+            store.workers[worker.id] = dataclasses.replace(worker, seen_at=store.wall())
             for item in held:
                 row = store.rows.get(item.id)
                 if row is None or row.task.status != Status.RUNNING or row.task.fence != item.fence:
@@ -351,7 +351,7 @@ class MemoryBackend(ByteBackend):
             return [dataclasses.replace(row.task, payload=None) for row in rows]
 
     def _matching(self, wanted: TaskFilter) -> Iterator[Row]:
-        now = utcnow() + timedelta(seconds=self._store.clock_offset)
+        now = self._store.wall()
         last = self._store.rows.get(wanted.after or "")
         for row in sorted(self._store.rows.values(), key=lambda row: -row.seq):
             if (last is None or row.seq < last.seq) and matches(row.task, wanted, now):
@@ -360,7 +360,7 @@ class MemoryBackend(ByteBackend):
     async def count_tasks(self) -> list[QueueCounts]:
         with self._store.lock:
             self._store.tick()
-            now = utcnow() + timedelta(seconds=self._store.clock_offset)
+            now = self._store.wall()
             phases: dict[str, dict[str, int]] = {queue: {} for queue in self._store.paused}
             oldest: dict[str, float] = {}
             for row in self._store.rows.values():
@@ -381,7 +381,7 @@ class MemoryBackend(ByteBackend):
 
     async def list_workers(self) -> list[WorkerInfo]:
         with self._store.lock:
-            now = utcnow()
+            now = self._store.wall()
             workers = [w for w in self._store.workers.values() if w.seen_at is not None]
             return [w for w in workers if w.seen_at is not None and now - w.seen_at < timedelta(seconds=w.lease)]
 
