@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -15,19 +16,23 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
+from sitq._processes import CannotStartError, ChildDiedError, ProcessPool
 from sitq._threads import Returned, ThreadPool
-from sitq.core import Outcome, Reason, ReservedTask, Result, TaskOptions, utcnow
+from sitq.core import CRASHED, Outcome, Reason, ReservedTask, Result, TaskOptions, utcnow
 from sitq.current import CurrentTask, _current
 from sitq.exceptions import Defer, Discard, PayloadTooLargeError, SerializationError, UnresolvableError
 from sitq.functions import TaskSettings, settings_of
 from sitq.queue import TaskQueue
-from sitq.retry import quarantined, retry_delay, unresolvable_delay
+from sitq.retry import backoff, quarantined, retry_delay, unresolvable_delay
 from sitq.serialization import Call, Serializer
 
 __all__ = ["Executor", "Run"]
 
+logger = logging.getLogger("sitq")
+
 _DEFAULTS = TaskOptions()
 _NO_SETTINGS = TaskSettings()
+_NO_CHILD_DELAY = 5.0  # seconds
 
 
 class Run:
@@ -84,13 +89,29 @@ class Run:
 
 
 class Executor:
-    """Runs calls for one worker: on the event loop, or in its threads."""
+    """Runs calls for one worker: on the event loop, in its threads, or in its child processes if it may have some."""
 
-    def __init__(self, queue: TaskQueue, serializer: Serializer, state: Any = None) -> None:
+    def __init__(
+        self,
+        queue: TaskQueue,
+        serializer: Serializer,
+        state: Any = None,
+        *,
+        threads: ThreadPool | None = None,
+        processes: ProcessPool | None = None,
+    ) -> None:
+        self.threads = threads or ThreadPool()
+        self.on_progress: Callable[[Any], None] | None = None
         self._queue = queue
         self._serializer = serializer
         self._state = state
-        self.threads = ThreadPool()
+        self._processes = processes
+
+    async def close(self) -> None:
+        """Send idle threads home, and end all child processes."""
+        self.threads.close()
+        if self._processes is not None:
+            await self._processes.close()
 
     async def execute(self, run: Run) -> Outcome | None:
         """Take one reservation through the steps; None when there is nothing to tell the store: the lease is lost."""
@@ -100,6 +121,8 @@ class Executor:
             refused = self.admit(run)
             if refused is not None:
                 return refused
+            if self._processes is not None and _needs_a_process(run):
+                return await self.hand_over(run, self._processes)
             call = self.resolve(run)
             settings = settings_of(call.function)
             return self.complete(run, await self.call(run, call))
@@ -143,9 +166,27 @@ class Executor:
         except SerializationError as error:
             raise _Undecodable(error) from error
 
+    async def hand_over(self, run: Run, processes: ProcessPool) -> Outcome | None:
+        """Have a child process take the remaining steps; if it dies in them, that is the task's own crash."""
+        task = run.reserved
+        run.current = CurrentTask(task, self._queue, None)
+        try:
+            return await processes.run(run)
+        except TimeoutError:
+            raise _TimedOut(f"took longer than {run.options.timeout:g} seconds") from None
+        except SerializationError as error:
+            return self.fail(run, Reason.ERROR, _describe(error), error)
+        except CannotStartError as error:
+            logger.error("task %s (%s) waits: %s", task.id, task.name, error)  # noqa: TRY400 (it has the traceback)
+            return Outcome.released(task.id, task.fence, _NO_CHILD_DELAY, "its child process could not start")
+        except ChildDiedError as error:
+            run.error = error
+            logger.warning("task %s (%s) crashed: %s", task.id, task.name, error)
+            return Outcome.deferred(task.id, task.fence, 0.01 + backoff(task.crashes + 1, 0.1, 5.0), CRASHED)
+
     async def call(self, run: Run, call: Call) -> Any:
         """Call the function, inside the middleware and under the timeout."""
-        run.current = current = CurrentTask(run.reserved, self._queue, self._state)
+        run.current = current = CurrentTask(run.reserved, self._queue, self._state, self.on_progress)
         _current.set(current)
         if self._queue.contextvars:
             self._set_contextvars(current)
@@ -266,6 +307,11 @@ class Executor:
             finished_at=utcnow(),
         )
         return Outcome.failed(task.id, task.fence, result)
+
+
+def _needs_a_process(run: Run) -> bool:
+    """Say whether a task must not run in the worker's own process: it says so itself, or it may have ended one."""
+    return run.options.executor == "process" or run.reserved.crashes > 0
 
 
 class _Undecodable(Exception):  # noqa: N818 (a step's verdict; `cause` is the error)

@@ -19,9 +19,10 @@ from sitq._execute import Executor, Run
 from sitq._lease import Heartbeat, held_of, note_extended
 from sitq._plan import Plan, plan_for
 from sitq._prefetch import GIVE_BACK_AFTER, prefetch_limit, smoothed
+from sitq._processes import ProcessPool
 from sitq._report import Reporter
 from sitq._settle import Settler
-from sitq.core import Extended, Outcome, OutcomeKind, Phase, ReservedTask, WorkerInfo, utcnow
+from sitq.core import CRASHED, Extended, Outcome, OutcomeKind, Phase, ReservedTask, WorkerInfo, utcnow
 from sitq.events import EventName
 from sitq.exceptions import BackendError, WorkerError
 from sitq.queue import TaskQueue
@@ -99,7 +100,8 @@ class Session:
             async with AsyncExitStack() as stack:
                 lifespan = self._queue.lifespan
                 state = None if lifespan is None else await stack.enter_async_context(lifespan(self._queue))
-                self._executor = Executor(self._queue, self._serializer, state)
+                processes = ProcessPool(self._queue, self._serializer)
+                self._executor = Executor(self._queue, self._serializer, state, processes=processes)
                 self._context = contextvars.copy_context()
                 await self._work()
         finally:
@@ -124,7 +126,7 @@ class Session:
         finally:
             for run in self._held.values():
                 run.stop("interrupted")
-            self._executor.threads.close()
+            await self._executor.close()
             if heartbeat is not None:
                 await heartbeat.stop()
             self._report.worker(EventName.WORKER_STOPPED)
@@ -287,7 +289,7 @@ class Session:
     def _finish(self, run: Run, outcome: Outcome | None) -> None:
         if outcome is None:
             self._dropped(run, "its lease was lost")
-        elif outcome.delay > 0:
+        elif outcome.delay > 0 or outcome.kind == OutcomeKind.DEFERRED:
             self._again(run, outcome)
         else:
             self._settler.put(run, outcome)
@@ -299,6 +301,9 @@ class Session:
             return
         if outcome.kind == OutcomeKind.DEFERRED:
             run.reserved.attempt = max(run.reserved.attempt, 1) + 1
+            crashed = outcome.reason == CRASHED
+            run.reserved.crashes += crashed
+            run.reserved.solo_crashes += crashed
             self._report.settled(run, outcome)
         run.reserved.reason = outcome.reason
         run.begin_again()

@@ -55,6 +55,12 @@ class ThreadPool:
         self._jobs.put(job)
         return future
 
+    def adopt(self) -> Callable[[], None]:
+        """Make the calling thread one of the pool's: it must call what is returned, which lasts until `close`."""
+        self._idle += 1
+        self._threads.add(threading.current_thread())
+        return self._work
+
     def _deliver(self, future: asyncio.Future[Returned], returned: Returned) -> None:
         self._idle += 1
         if not future.done():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sitq.exceptions import SitqError, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from sitq.core import ReservedTask
     from sitq.queue import TaskQueue
@@ -26,6 +26,7 @@ class CurrentTask:
     """
 
     __slots__ = (
+        "_on_progress",
         "_queue",
         "attempt",
         "cancelled",
@@ -38,7 +39,13 @@ class CurrentTask:
         "state",
     )
 
-    def __init__(self, reserved: ReservedTask, queue: TaskQueue, state: Any) -> None:
+    def __init__(
+        self,
+        reserved: ReservedTask,
+        queue: TaskQueue,
+        state: Any,
+        on_progress: Callable[[Any], None] | None = None,
+    ) -> None:
         self.id = reserved.id
         self.name = reserved.name
         self.attempt = max(reserved.attempt, 1)
@@ -48,6 +55,7 @@ class CurrentTask:
         self.state = state
         self.cancelled = False
         self._queue = queue
+        self._on_progress = on_progress
         self.progress_value: Any = None
 
     @property
@@ -65,6 +73,8 @@ class CurrentTask:
             self.progress_value = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise ValidationError(f"progress is plain data that JSON can hold: {error}") from error
+        if self._on_progress is not None:
+            self._on_progress(self.progress_value)
 
 
 _current: ContextVar[CurrentTask] = ContextVar("sitq_current_task")

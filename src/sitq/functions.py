@@ -17,7 +17,16 @@ from typing import Any, TypeVar, overload
 from sitq.core import Retry
 from sitq.exceptions import UnresolvableError, ValidationError
 
-__all__ = ["TaskSettings", "function_name", "is_importable", "registered", "resolve", "settings_of", "task"]
+__all__ = [
+    "TaskSettings",
+    "function_name",
+    "is_importable",
+    "registered",
+    "registered_modules",
+    "resolve",
+    "settings_of",
+    "task",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,6 +111,11 @@ def is_importable(name: str, function: Callable[..., Any]) -> bool:
 def registered(name: str) -> Callable[..., Any] | None:
     """Return the function `@task` registered under `name`, if any."""
     return _registry.get(name)
+
+
+def registered_modules() -> set[str]:
+    """Return the modules `@task` has registered functions of, by the names they can be imported under."""
+    return {name.partition(":")[0] for name in _registry}
 
 
 def resolve(name: str) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from sitq import _processes
 from sitq._session import Session
 from sitq.backends.base import Backend
 from sitq.core import WorkerInfo
@@ -128,6 +129,11 @@ class Worker:
     def _new_session(self, until_empty: bool = False) -> Session:
         if os.getpid() != self._pid:
             raise WorkerError("this worker was made before a fork: make it in the process that runs it")
+        if _processes.in_child:
+            raise WorkerError(
+                "a child process of a worker starts no worker of its own: if the script that was started does so when "
+                'it is imported, put that under `if __name__ == "__main__":`'
+            )
         if self._session is not None and not self._session.ended.is_set():
             raise WorkerError("this worker is running already: make another one, or stop it first")
         info = WorkerInfo(

@@ -44,6 +44,7 @@ from sitq.exceptions import BackendError, ValidationError
 __all__ = ["SQLiteBackend"]
 
 T = TypeVar("T")
+B = TypeVar("B", bound="SQLiteBackend")
 
 
 class SQLiteBackend(ByteBackend):
@@ -117,10 +118,15 @@ class SQLiteBackend(ByteBackend):
         return cls(unquote(parts.path[1:]), **options)
 
     def clone(self) -> Self:
-        other = type(self).__new__(type(self))
-        SQLiteBackend.__init__(other, self._settings.path)
-        other._settings, other._key, other._clock = self._settings, self._key, self._clock
+        other = _with_settings(type(self), self._settings)
+        other._key, other._clock = self._key, self._clock
         return other
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[type[Self], Settings]]:
+        """Cross to another process as the path and the settings."""
+        if self._settings.path == ":memory:":
+            raise TypeError("a :memory: store stays in the process that opened it: use a file")
+        return _with_settings, (type(self), self._settings)
 
     # --- open and close -----------------------------------------------------------------------------------------------
 
@@ -300,3 +306,10 @@ class SQLiteBackend(ByteBackend):
 
     async def pause_queue(self, queue: str, paused: bool) -> None:
         await self._write(lambda tx: _operate.pause(tx, queue, paused))
+
+
+def _with_settings(kind: type[B], settings: Settings) -> B:
+    backend = kind.__new__(kind)
+    SQLiteBackend.__init__(backend, settings.path)
+    backend._settings = settings
+    return backend
