@@ -16,6 +16,7 @@ from rich.console import Console
 
 from sitq.backends.base import Backend
 from sitq.cli._target import TargetError, load_queue
+from sitq.cli._text import printable
 from sitq.exceptions import BackendError, SitqError
 from sitq.queue import TaskQueue
 
@@ -63,12 +64,12 @@ class FailedError(Exception):
 
 def console(stderr: bool = False) -> Console:
     """Return a console on the stream as it is now: tests and redirections replace it."""
-    return Console(stderr=stderr, highlight=False)
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 def complain(message: str) -> None:
     """Say on stderr what went wrong."""
-    print(f"sitq: {message}", file=sys.stderr)
+    print(f"sitq: {printable(message)}", file=sys.stderr)
 
 
 def usage(message: str) -> NoReturn:
@@ -125,8 +126,11 @@ def run(backend: str | None, work: Callable[[TaskQueue, Backend], Awaitable[T]])
 
 def confirmed(question: str, yes: bool) -> None:
     """Go on if the user wants to; end the command if not."""
-    if not yes and not typer.confirm(question, err=True):
-        complain("nothing was done")
+    if yes:
+        return
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)  # stdout is for the answer
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        complain("nothing was done (--yes answers the question)")
         raise typer.Exit(EXIT_FAILED)
 
 

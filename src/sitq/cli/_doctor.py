@@ -13,6 +13,7 @@ from sitq.backends.base import Backend, Capability
 from sitq.cli._command import EXIT_FAILED, BackendOption, JsonOption, console, print_json, run
 from sitq.cli._health import concerns
 from sitq.cli._status import finding_style
+from sitq.cli._text import printable
 from sitq.core import Finding, QueueCounts, Verdict, WorkerInfo, utcnow
 from sitq.queue import TaskQueue
 
@@ -100,8 +101,8 @@ def _print(findings: Sequence[Finding]) -> None:
     grid.add_column(no_wrap=True, style="bold", overflow="ellipsis", max_width=24)
     grid.add_column(overflow="fold")
     for finding in findings:
-        value = Text(finding.value)
+        value = Text(printable(finding.value))
         if finding.advice and finding.verdict != Verdict.OK:
-            value.append(f"\n→ {finding.advice}", "cyan")
-        grid.add_row(Text(finding.verdict, finding_style(finding.verdict)), finding.name, value)
+            value.append(f"\n→ {printable(finding.advice)}", "cyan")
+        grid.add_row(Text(finding.verdict, finding_style(finding.verdict)), printable(finding.name), value)
     out.print(grid)

@@ -12,6 +12,7 @@ from sitq.cli._command import BackendOption, JsonOption, console, print_json, ru
 from sitq.cli._find import find_task
 from sitq.cli._health import serves
 from sitq.cli._tasks import phase_style
+from sitq.cli._text import printable
 from sitq.cli._why import Answer, Facts, ahead_of, explain
 from sitq.core import Phase, Task, TaskFilter, TaskOptions, phase_of, utcnow
 from sitq.queue import TaskQueue
@@ -43,18 +44,18 @@ def why(
         )
         return
     out = console()
-    out.print(Text.assemble((task.name, "bold"), f" {task.id} ", (answer.phase, phase_style(answer.phase))))
+    out.print(Text.assemble((printable(task.name), "bold"), f" {task.id} ", (answer.phase, phase_style(answer.phase))))
     for obstacle in answer.obstacles:
-        out.print(Text(obstacle.text))
+        out.print(Text(printable(obstacle.text)))
         if obstacle.advice:
-            out.print(Text(f"  → {obstacle.advice}", "cyan"))
+            out.print(Text(f"  → {printable(obstacle.advice)}", "cyan"))
     for note in answer.notes:
-        out.print(Text(note, "dim"))
+        out.print(Text(printable(note), "dim"))
 
 
 async def _gather(store: Backend, task: Task) -> Facts:
     now, name = utcnow(), (task.options or TaskOptions()).queue
-    result = await store.get_result(task.id)
+    result = await store.wait_for_result(task.id, 0.0)  # as stored, not decoded
     if Capability.INSPECT not in store.capabilities:
         return Facts(task=task, now=now, result=result)
     counts = next((queue for queue in await store.count_tasks() if queue.queue == name), None)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from sitq.cli._text import duration, short_id
+from sitq.cli._text import duration, printable, short_id
 from sitq.events import Event, EventName
 from sitq.queue import TaskQueue
 
@@ -91,10 +91,10 @@ class TextFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     fields: Mapping[str, Any] | None = getattr(record, "sitq", None)
     if not fields or "task_id" not in fields:
-        return record.getMessage()
-    text = f"{fields['task_name']} {short_id(fields['task_id'])} {_what(fields)}"
+        return printable(record.getMessage())
+    text = f"{printable(fields['task_name'])} {short_id(fields['task_id'])} {printable(_what(fields))}"
     trace = fields.get("traceback")
-    return f"{text}\n{trace.rstrip()}" if trace else text
+    return f"{text}\n{printable(trace.rstrip())}" if trace else text
 
 
 def _what(fields: Mapping[str, Any]) -> str:

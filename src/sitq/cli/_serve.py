@@ -99,12 +99,13 @@ async def _look(queue: TaskQueue, own: Sequence[Share], warned: set[str]) -> set
     mine = [WorkerInfo(id="", queues=share.queues) for share in own]  # may not have been heard of yet
     alone = unserved(await queue.backend.count_tasks(), [*mine, *await queue.backend.list_workers()])
     for counts in alone:
+        ready = counts.phases[Phase.READY]
         if counts.queue not in warned:
             logger.warning(
-                "%d tasks are ready in the queue %r, and no worker serves it: start one with --queues %s",
-                counts.phases[Phase.READY],
+                "%s ready in the queue %r, and no worker serves it: start one with --queues %s",
+                "1 task is" if ready == 1 else f"{ready:,} tasks are",
                 counts.queue,
                 counts.queue,
-                extra={"sitq": {"event": "unserved", "queue": counts.queue, "ready": counts.phases[Phase.READY]}},
+                extra={"sitq": {"event": "unserved", "queue": counts.queue, "ready": ready}},
             )
     return {counts.queue for counts in alone}

@@ -18,7 +18,7 @@ from rich.text import Text
 from sitq.backends.base import Backend
 from sitq.cli._command import BackendOption, JsonOption, console, print_json, run
 from sitq.cli._health import concerns
-from sitq.cli._text import age, compact, duration
+from sitq.cli._text import age, brief, compact, duration, printable
 from sitq.core import Finding, Phase, QueueCounts, TaskFilter, Verdict, WorkerInfo, utcnow
 from sitq.queue import TaskQueue
 
@@ -101,7 +101,13 @@ def render(snapshot: Snapshot, width: int) -> RenderableType:
     parts.append(_worker_table(snapshot) if snapshot.workers else Text("No worker is alive.", "dim"))
     for finding in concerns(snapshot.queues, snapshot.workers, snapshot.now):
         style = finding_style(finding.verdict)
-        parts.append(Text.assemble(("! ", style), (finding.name, "bold"), f": {finding.value} - {finding.advice}"))
+        parts.append(
+            Text.assemble(
+                ("! ", style),
+                (printable(finding.name), "bold"),
+                f": {printable(finding.value)} - {printable(finding.advice)}",
+            )
+        )
     return Group(*(part for one in parts for part in (one, Text())))
 
 
@@ -121,27 +127,37 @@ def _queue_table(snapshot: Snapshot, width: int) -> Table:
     """Make the table of queues by phases: whole words where they fit, and no columns of nothing but zeros."""
     used = {phase for queue in snapshot.queues for phase, number in queue.phases.items() if number}
     phases = [phase for phase in Phase if phase in used or phase in _ALWAYS]
-    names = max(len(queue.queue) + 9 * queue.paused for queue in snapshot.queues)
-    wide = min(names, 24) + 16 + sum(max(len(phase), 5) + 2 for phase in phases) <= width
+    names = min(16, max(len(queue.queue) + 9 * queue.paused for queue in snapshot.queues))
+    wide = _left_for_names(snapshot, phases, True, width) >= names
+    left = _left_for_names(snapshot, phases, wide, width)
     table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="dim")
-    table.add_column("queue", no_wrap=True, overflow="ellipsis", min_width=8)
-    for phase in phases:
-        table.add_column(phase.value if wide else _SHORT[phase], justify="right", no_wrap=True)
-    table.add_column("waiting" if wide else "wait", justify="right", no_wrap=True)
+    table.add_column("queue", no_wrap=True, overflow="ellipsis", max_width=max(left, 8))
+    for header in _queue_headers(phases, wide):
+        table.add_column(header, justify="right", no_wrap=True)
     for queue in snapshot.queues:
-        name = Text(queue.queue).append(" (paused)" if queue.paused else "", "yellow")
-        waited = _waited(queue, snapshot.now)
-        numbers = [_number(queue.phases.get(phase, 0), phase, wide) for phase in phases]
-        table.add_row(name, *numbers, "-" if waited is None else duration(waited) if wide else _brief(waited))
+        name = Text(printable(queue.queue)).append(" (paused)" if queue.paused else "", "yellow")
+        table.add_row(name, *_queue_row(queue, phases, wide, snapshot.now))
     return table
+
+
+def _left_for_names(snapshot: Snapshot, phases: Sequence[Phase], wide: bool, width: int) -> int:
+    rows = [_queue_row(queue, phases, wide, snapshot.now) for queue in snapshot.queues]
+    columns = zip(_queue_headers(phases, wide), *rows, strict=True)
+    return width - sum((2 if wide else 1) + max(map(len, column)) for column in columns)
+
+
+def _queue_headers(phases: Sequence[Phase], wide: bool) -> list[str]:
+    return [phase.value if wide else _SHORT[phase] for phase in phases] + ["waiting" if wide else "wait"]
+
+
+def _queue_row(queue: QueueCounts, phases: Sequence[Phase], wide: bool, now: datetime) -> list[Text]:
+    row = [_number(queue.phases.get(phase, 0), phase, wide) for phase in phases]
+    waited = _waited(queue, now)
+    return [*row, Text("-" if waited is None else duration(waited) if wide else brief(waited))]
 
 
 def _number(number: int, phase: Phase, wide: bool) -> Text:
     return Text(f"{number:,}" if wide else compact(number), _STYLES.get(phase, "") if number else "dim")
-
-
-def _brief(seconds: float) -> str:
-    return duration(seconds).partition(" ")[0] + duration(seconds).split(" ")[1][0]
 
 
 def _worker_table(snapshot: Snapshot) -> Table:
@@ -152,8 +168,8 @@ def _worker_table(snapshot: Snapshot) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for worker in snapshot.workers:
         table.add_row(
-            worker.id,
-            "all" if worker.queues is None else ", ".join(worker.queues),
+            printable(worker.id),
+            "all" if worker.queues is None else printable(", ".join(worker.queues)),
             f"{snapshot.running.get(worker.id, 0):,}",
             age(worker.started_at, snapshot.now),
             age(worker.seen_at, snapshot.now),

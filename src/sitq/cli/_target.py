@@ -108,10 +108,9 @@ def _without_attribute(target: str, module_name: str) -> str:
 def _no_module(name: str, missing: str) -> str:
     if name.endswith(".py") or os.sep in name:
         return f"no module {name!r}: write {name.removesuffix('.py').replace(os.sep, '.')!r}, without .py"
-    if missing != name and missing == name.rpartition(".")[0]:
-        parent = sys.modules.get(missing)
-        if parent is not None and not hasattr(parent, "__path__"):
-            return f"no module {name!r}: {missing} is a module, not a package"
+    parent = sys.modules.get(missing.rpartition(".")[0])
+    if parent is not None and not hasattr(parent, "__path__"):
+        return f"no module {missing!r}: {parent.__name__} is a module, not a package"
     folder = Path.cwd()
     here = sorted(path.stem for path in folder.glob("*.py"))
     here += sorted(path.parent.name for path in folder.glob("*/__init__.py"))
@@ -123,7 +122,7 @@ def _broken(name: str, error: BaseException) -> str:
     """Say what happened in the user's own code, with the part of the traceback that is theirs."""
     trace = error.__traceback__
     own = (__name__, "importlib", "importlib._bootstrap", "importlib._bootstrap_external")
-    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("__name__") in own:
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in own:
         trace = trace.tb_next
     text = "".join(traceback.format_exception(type(error), error, trace)).rstrip()
     what = "is wrong" if isinstance(error, ValidationError) else "failed"

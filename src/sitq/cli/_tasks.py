@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.text import Text
 from sitq.backends.base import Backend
 from sitq.cli._command import BackendOption, JsonOption, console, print_json, run
 from sitq.cli._find import NameOption, PhaseOption, QueueOption, SinceOption, find_task, wanted
-from sitq.cli._text import age, clock_time, duration, short_id
+from sitq.cli._text import age, brief, clock_time, duration, printable, short_id
 from sitq.core import Phase, Result, Task, TaskOptions, phase_of, utcnow
 from sitq.exceptions import SerializationError
 from sitq.queue import TaskQueue
@@ -23,6 +23,7 @@ from sitq.queue import TaskQueue
 __all__ = ["phase_style", "show", "task_data", "tasks"]
 
 _WIDE = 120
+_QUEUE, _NAME, _REMARK = 2, 3, 6  # columns
 _STYLES = {
     Phase.RUNNING: "cyan", Phase.COMPLETED: "green", Phase.FAILED: "red", Phase.QUARANTINED: "bold red",
     Phase.STALLED: "yellow", Phase.RETRYING: "yellow", Phase.EXPIRED: "yellow", Phase.CANCELLED: "dim",
@@ -96,27 +97,36 @@ def tasks(  # noqa: PLR0917 (typer reads the options from it)
 
 
 def _table(page: list[Task], out: Console, now: datetime) -> Table:
+    """Make the list: whole ids and ages where there is room; name and remark share what the rest leaves."""
     wide = out.width >= _WIDE
+    headers = ["id", "phase", "queue", "name", "runs", "enqueued" if wide else "age", ""]
+    rows = [_row(task, wide, now) for task in page]
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    widths[_QUEUE] = min(widths[_QUEUE], 16 if wide else 10)
+    left = out.width - sum(widths) - 2 * (len(widths) - 1) + widths[_NAME] + widths[_REMARK]
+    widths[_REMARK] = min(widths[_REMARK], max(left - widths[_NAME], left * 2 // 5))
+    widths[_NAME] = min(widths[_NAME], left - widths[_REMARK])
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("id", no_wrap=True, min_width=36 if wide else 9)
-    table.add_column("phase", no_wrap=True)
-    table.add_column("queue", no_wrap=True, overflow="ellipsis", max_width=16)
-    table.add_column("name", no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("runs", justify="right", no_wrap=True)
-    table.add_column("enqueued", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=44 if wide else 18)
-    for task in page:
-        phase = phase_of(task, now)
-        table.add_row(
-            task.id if wide else short_id(task.id),
-            Text(phase, phase_style(phase)),
-            Text((task.options or TaskOptions()).queue),
-            Text(task.name),
-            str(task.attempt),
-            age(task.created_at, now),
-            Text(_remark(task, phase, now), "dim"),
-        )
+    for header, width in zip(headers, widths, strict=True):
+        is_number = header in ("runs", "enqueued", "age")
+        justify: Literal["right", "left"] = "right" if is_number else "left"
+        table.add_column(header, width=width, no_wrap=True, overflow="ellipsis", justify=justify)
+    for task, (task_id, phase, *middle, remark) in zip(page, rows, strict=True):
+        table.add_row(task_id, Text(phase, phase_style(phase_of(task, now))), *middle, Text(remark, "dim"))
     return table
+
+
+def _row(task: Task, wide: bool, now: datetime) -> list[str]:
+    phase = phase_of(task, now)
+    return [
+        task.id if wide else short_id(task.id),
+        phase.value,
+        printable((task.options or TaskOptions()).queue),
+        printable(task.name),
+        str(task.attempt),
+        age(task.created_at, now) if wide else brief((now - task.created_at).total_seconds()),
+        printable(_remark(task, phase, now)),
+    ]
 
 
 def _remark(task: Task, phase: Phase, now: datetime) -> str:
@@ -154,7 +164,7 @@ def show(
 
     async def work(queue: TaskQueue, store: Backend) -> tuple[Task, Result | None, dict[str, Any]]:
         task = await find_task(store, task_id)
-        result = await store.get_result(task.id)
+        result = await store.wait_for_result(task.id, 0.0)  # as stored: `get_result` would decode the value
         return task, result, _decoded(queue, task, result) if show_args else {}
 
     task, result, decoded = run(backend, work)
@@ -166,7 +176,7 @@ def show(
         return
     _print_task(console(), task, result, now)
     if show_args:
-        _print_lines(console(), {name: repr(value) for name, value in decoded.items()})
+        _print_lines(console(), {name: _shown(value) for name, value in decoded.items()})
 
 
 def _decoded(queue: TaskQueue, task: Task, result: Result | None) -> dict[str, Any]:
@@ -177,13 +187,23 @@ def _decoded(queue: TaskQueue, task: Task, result: Result | None) -> dict[str, A
             call = queue.serializer.decode_call(task.id, task.name, task.payload)
             data |= {"args": list(call.args), "kwargs": call.kwargs}
     except SerializationError as error:
-        data["args"] = f"cannot be decoded here: {error}"
+        data["args"] = _Undecodable(f"cannot be decoded here: {error}")
     try:
         if result is not None and result.status == "success":
             data["value"] = queue.deserialize_result(result)
     except SerializationError as error:
-        data["value"] = f"cannot be decoded here: {error}"
+        data["value"] = _Undecodable(f"cannot be decoded here: {error}")
     return data
+
+
+class _Undecodable(str):
+    """Why there is no value to show."""
+
+    __slots__ = ()
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, _Undecodable) else repr(value)
 
 
 def _result_data(result: Result | None) -> dict[str, Any] | None:
@@ -198,7 +218,9 @@ def _print_task(out: Console, task: Task, result: Result | None, now: datetime) 
     lines: dict[str, str | Text] = {
         "task": Text(task.id, "bold"),
         "name": task.name,
-        "phase": Text(phase, phase_style(phase)).append(f" ({task.reason})" if task.reason else "", "default"),
+        "phase": Text(phase, phase_style(phase)).append(
+            f" ({printable(task.reason)})" if task.reason else "", "default"
+        ),
         "queue": f"{options.queue}, priority {options.priority}",
         "attempts": f"{max(task.attempt, result.attempts if result else 0)}, crashes {task.crashes}",
         "enqueued": _moment(task.created_at, now),
@@ -218,7 +240,7 @@ def _print_task(out: Console, task: Task, result: Result | None, now: datetime) 
     _print_lines(out, lines)
     if result is not None and result.traceback:
         out.print()
-        out.print(Text(result.traceback.rstrip()), soft_wrap=True)
+        out.print(Text(printable(result.traceback.rstrip())), soft_wrap=True)
 
 
 def _result_lines(result: Result, now: datetime) -> dict[str, str | Text]:
@@ -230,7 +252,7 @@ def _result_lines(result: Result, now: datetime) -> dict[str, str | Text]:
         if result.started_at is not None:
             lines["took"] = duration((result.finished_at - result.started_at).total_seconds())
     if result.error:
-        lines["error"] = Text(result.error, "red")
+        lines["error"] = Text(printable(result.error), "red")
     return lines
 
 
@@ -256,5 +278,5 @@ def _print_lines(out: Console, lines: dict[str, Any]) -> None:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in lines.items():
-        grid.add_row(name, value if isinstance(value, Text) else Text(str(value)))
+        grid.add_row(name, value if isinstance(value, Text) else Text(printable(str(value))))
     out.print(grid)

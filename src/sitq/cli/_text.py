@@ -5,7 +5,18 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["age", "clock_time", "compact", "duration", "moment_before", "seconds_of", "short_id", "size"]
+__all__ = [
+    "age",
+    "brief",
+    "clock_time",
+    "compact",
+    "duration",
+    "moment_before",
+    "printable",
+    "seconds_of",
+    "short_id",
+    "size",
+]
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw])")
@@ -30,6 +41,12 @@ def duration(seconds: float) -> str:
 
 def _two(large: int, unit: str, small: int, small_unit: str) -> str:
     return f"{large} {unit} {small} {small_unit}" if small else f"{large} {unit}"
+
+
+def brief(seconds: float) -> str:
+    """Write a duration in at most five characters, for narrow columns."""
+    text = duration(max(seconds, 0.0)).split(" ")
+    return text[0].partition(".")[0] + {"ms": "ms", "min": "m"}.get(text[1], text[1])
 
 
 def age(moment: datetime | None, now: datetime) -> str:
@@ -61,6 +78,11 @@ def compact(number: int) -> str:
     if number < 1_000_000:
         return f"{number // 1000}k"
     return f"{number / 1_000_000:.1f}M" if number < 100_000_000 else f"{number // 1_000_000}M"
+
+
+def printable(text: str) -> str:
+    """Return text that can do a terminal no harm: names and errors come from whoever can enqueue."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in text)
 
 
 def short_id(task_id: str) -> str:
