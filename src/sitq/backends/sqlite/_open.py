@@ -68,19 +68,22 @@ def open_database(path: str, mode: int, adopt: bool, timeout: float) -> sqlite3.
     if not os.path.exists(path):  # noqa: PTH110 (never opened again but by SQLite: closing it would drop our locks)
         _create(path, mode)
     try:
-        connection = connect(path, 0.0)
+        return retry_busy(lambda: _open_once(path, adopt), timeout)
     except sqlite3.Error as error:
         raise explain(error, path) from error
+
+
+def _open_once(path: str, adopt: bool) -> sqlite3.Connection:
+    connection = connect(path, 0.1)
     try:
         _check_content(connection, path, adopt)
-        journal = retry_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone()[0], timeout)
+        journal = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if journal != "wal":
             raise BackendError(f"{path}: no write-ahead log is possible here ({journal}): choose a local disk")  # noqa: TRY301
         connection.execute("PRAGMA journal_size_limit = 67108864")
-    except BaseException as error:
+        connection.execute("PRAGMA busy_timeout = 0")  # from here on `retry_busy` waits
+    except BaseException:
         connection.close()
-        if isinstance(error, sqlite3.Error):
-            raise explain(error, path) from error
         raise
     return connection
 
@@ -126,7 +129,7 @@ def mount_of(folder: str, mountinfo: str = _MOUNTS) -> tuple[str, str]:
     best, kind, options = "", "", ""
     for line in lines:
         before, _, after = line.partition(" - ")
-        point = before.split()[4].encode("ascii", "surrogateescape").decode("unicode_escape")
+        point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), before.split()[4])
         inside = point in ("/", folder) or folder.startswith(point + "/")
         if inside and len(point) >= len(best):
             best, (kind, _, options) = point, after.split(maxsplit=2)
