@@ -36,7 +36,6 @@ def sitq_command(
 
     \b
     Example: sitq worker app:queue
-             sitq status --backend sqlite:///tasks.db --watch
     Exit codes: 0 done, 1 failed or not found, 2 called wrongly, 3 store trouble.
     """  # noqa: D301 (typer's mark for lines to keep)
 

@@ -18,7 +18,7 @@ def conformance(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="module:make_backend, a factory or a class.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Prove a backend: its six methods, and every capability it claims.
+    """Prove a backend: the six, and all that it claims.
 
     Example: sitq conformance mypackage:make_backend
     """

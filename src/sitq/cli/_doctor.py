@@ -23,7 +23,7 @@ _CLOCK_SLACK = timedelta(seconds=5)
 
 
 def doctor(backend: BackendOption = None, as_json: JsonOption = False) -> None:
-    """Examine the live store: durability, versions, files, clock, workers, queues.
+    """Examine the live store, and say what to do about it.
 
     Example: sitq doctor --backend sqlite:///tasks.db
 

@@ -38,7 +38,7 @@ __all__ = ["cancel", "pause", "purge", "resume", "retry"]
 _BATCH = 500
 _NAMED = 10
 _LIVE = (Phase.SCHEDULED, Phase.READY, Phase.RETRYING, Phase.RUNNING, Phase.STALLED)
-_IDS = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids, or their beginnings or ends.")]
+_IDS = Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids, or their beginnings or ends.")]
 _QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's name.")]
 
 Answers = dict[str, str]
@@ -54,7 +54,9 @@ def retry(  # noqa: PLR0917 (typer reads the options from it)
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run finished tasks again, by id or by filter (without --phase: the failed).
+    """Run finished tasks again, by id or by filter.
+
+    Filters without --phase mean the failed ones.
 
     Example: sitq retry --name app:send --since 2h
     """
@@ -81,7 +83,9 @@ def cancel(  # noqa: PLR0917 (typer reads the options from it)
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Cancel tasks, by id or by filter: the queued at once, the running are asked.
+    """Cancel tasks, by id or by filter.
+
+    Queued ones end at once, running ones are asked to stop.
 
     Example: sitq cancel --queue mail --phase scheduled
     """
@@ -122,7 +126,9 @@ def purge(  # noqa: PLR0917 (typer reads the options from it)
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete finished tasks: past their retention, or, with filters, all that fit.
+    """Delete finished tasks.
+
+    Without filters those past their retention, with filters all that fit.
 
     Example: sitq purge --phase cancelled --queue mail
     """

@@ -196,7 +196,7 @@ def status(
     interval: Annotated[float, typer.Option(metavar="S", min=0.05, help="Seconds between looks.")] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show queues, phases and workers, the oldest waiting task, and the store.
+    """Show queues, phases, workers and the store.
 
     Example: sitq status --backend sqlite:///tasks.db --watch
     """

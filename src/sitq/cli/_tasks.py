@@ -157,7 +157,7 @@ def show(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one task: its call, attempts, times, progress, and why it failed.
+    """Show one task: attempts, times, progress, why it failed.
 
     Example: sitq show 9f3c21ab --backend app:queue
     """

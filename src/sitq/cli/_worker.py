@@ -100,7 +100,7 @@ def worker(  # noqa: PLR0917 (typer reads the command line's options from it)
     uvloop: _Uvloop = False,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --log-format json.")] = False,
 ) -> None:
-    """Run the tasks of a queue until SIGTERM or Ctrl+C; a second one is fast.
+    """Run the tasks of a queue until SIGTERM or Ctrl+C.
 
     Example: sitq worker app:queue --concurrency 20 --queues mail:2,default
     """
