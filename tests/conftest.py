@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from sitq import TaskQueue
+from sitq.backends.base import Backend
+from stores import STORES
+
 GRACE = 5.0  # seconds for what is already on its way out
 
 settings.register_profile("sitq", deadline=None)  # a busy machine is not a failure
@@ -92,3 +96,16 @@ def no_pending_tasks(request: pytest.FixtureRequest, no_leaks: None) -> None:
     """Fail an async test that leaves asyncio tasks running; a plain test gets no event loop for it."""
     if inspect.iscoroutinefunction(request.function):
         request.getfixturevalue("_pending_tasks")
+
+
+@pytest.fixture(params=list(STORES))
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    """Return a fresh backend of each built-in kind."""
+    return STORES[request.param](tmp_path)
+
+
+@pytest.fixture
+async def queue(backend: Backend) -> AsyncIterator[TaskQueue]:
+    """Return a queue on a fresh store of each built-in kind."""
+    async with TaskQueue(backend) as queue:
+        yield queue

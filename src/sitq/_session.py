@@ -73,6 +73,7 @@ class Session:
         self._running = 0
         self._average: float | None = None
         self._stopping = False
+        self._hurry = False  # asked to stop twice: no grace
         self._room = asyncio.Event()  # more could be reserved
         self._crowded = asyncio.Event()  # tasks wait for a slot
         self._calm = asyncio.Event()  # nothing is held
@@ -88,6 +89,7 @@ class Session:
 
     def request_stop(self) -> None:
         """Begin to stop; a second call cuts the grace short. Called on the worker's loop."""
+        self._hurry = self._stopping
         self._stopping = True
         self._room.set()
         self._wake()
@@ -144,7 +146,7 @@ class Session:
         for run in [run for run in self._held.values() if run.task is None]:
             self._release(run)
         self._backlog.clear()
-        await self._until_calm(self._grace)
+        await self._until_calm(0.0 if self._hurry else self._grace)
         for run in [run for run in self._held.values() if not run.settling]:
             run.stop("interrupted")
             if (

@@ -156,11 +156,11 @@ class TaskQueue:
 
     @overload
     async def enqueue(
-        self, function: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, eta: datetime, **kwargs: Any
+        self, function: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, eta: datetime | None, **kwargs: Any
     ) -> TaskHandle[R]: ...
     @overload
     async def enqueue(
-        self, function: Callable[..., R], /, *args: Any, eta: datetime, **kwargs: Any
+        self, function: Callable[..., R], /, *args: Any, eta: datetime | None, **kwargs: Any
     ) -> TaskHandle[R]: ...
     @overload
     async def enqueue(

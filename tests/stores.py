@@ -1,0 +1,30 @@
+"""The built-in stores, each made fresh in a test's own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sitq import MemoryBackend, SQLiteBackend
+from sitq.backends.base import Backend
+
+__all__ = ["STORES"]
+
+
+def _memory(_folder: Path) -> Backend:
+    return MemoryBackend()
+
+
+def _sqlite(folder: Path) -> Backend:
+    return SQLiteBackend(folder / "tasks.db")
+
+
+def _sqlite_memory(_folder: Path) -> Backend:
+    return SQLiteBackend(":memory:")
+
+
+STORES: Mapping[str, Callable[[Path], Backend]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    "sqlite-memory": _sqlite_memory,
+}
