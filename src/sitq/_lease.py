@@ -90,7 +90,10 @@ class Heartbeat:
             if runs or time.monotonic() - shown >= self._worker.lease / 3:
                 shown = time.monotonic()
                 await self._beat(runs)
-        await self._backend.close()
+        try:
+            await self._backend.close()
+        except Exception as error:  # noqa: BLE001 (the work is done; there is nobody to raise it to)
+            logger.warning("cannot close the heartbeat's handle (%s: %s)", type(error).__name__, error)
 
     async def _beat(self, runs: list[Run]) -> None:
         asked, held = time.monotonic(), held_of(runs)

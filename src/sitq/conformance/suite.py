@@ -7,6 +7,7 @@ from sitq.conformance.cancel import CancelTests
 from sitq.conformance.defer import DeferTests
 from sitq.conformance.degraded import DegradedTests
 from sitq.conformance.expiry import ExpiryTests
+from sitq.conformance.faults import FaultTests
 from sitq.conformance.fencing import FencingTests
 from sitq.conformance.inspection import InspectTests
 from sitq.conformance.leases import LeasesTests
@@ -39,5 +40,6 @@ class BackendSuite(
     TransactionTests,
     WakeUpTests,
     DegradedTests,
+    FaultTests,
 ):
     """Everything `sitq` asks of a backend. Subclass it and override the fixture `make_backend`."""
