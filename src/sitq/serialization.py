@@ -66,7 +66,7 @@ def open_envelope(payload: bytes, wanted: bytes) -> bytes:
     header = len(MAGIC)
     if payload[: header + 1] == MAGIC + wanted:
         return payload[header + 1 :]
-    if payload[: header - 1] != MAGIC[:-1]:
+    if payload[: header - 1] != MAGIC[:-1] or len(payload) <= header:
         raise SerializationError("this is no payload of sitq: was the store written by something else?")
     if payload[header - 1 : header] != MAGIC[-1:]:
         raise SerializationError(f"a payload of version {payload[header - 1]}: upgrade sitq here to read it")
