@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sitq.backends.memory import MemoryBackend
     from sitq.backends.sqlite import SQLiteBackend
     from sitq.serialization import CloudpickleSerializer
+    from sitq.sync import SyncTaskHandle, SyncTaskQueue
     from sitq.worker import RunCounts, Worker
 
 __version__ = "0.1.0"
@@ -67,6 +68,8 @@ __all__ = [
     "SignedSerializer",
     "SitqError",
     "Status",
+    "SyncTaskHandle",
+    "SyncTaskQueue",
     "Task",
     "TaskFailedError",
     "TaskHandle",
@@ -88,6 +91,8 @@ _LAZY = {
     "RunCounts": "sitq.worker",
     "SQLiteBackend": "sitq.backends.sqlite",
     "SignedSerializer": "sitq._signing",
+    "SyncTaskHandle": "sitq.sync",
+    "SyncTaskQueue": "sitq.sync",
     "Worker": "sitq.worker",
 }
 

@@ -17,6 +17,8 @@ from contextlib import AsyncExitStack
 
 from sitq._execute import Executor, Run
 from sitq._lease import Heartbeat, held_of, note_extended
+from sitq._limits import Limits
+from sitq._memory import rss
 from sitq._plan import Plan, plan_for
 from sitq._prefetch import GIVE_BACK_AFTER, prefetch_limit, smoothed
 from sitq._processes import ProcessPool
@@ -33,6 +35,7 @@ __all__ = ["Session"]
 
 logger = logging.getLogger("sitq")
 
+_LOOK_AT_MEMORY_EVERY = 1.0
 _PURGE_EVERY = 60.0
 _PURGE_BATCH = 500
 _RESERVE_BATCH = 500
@@ -53,6 +56,7 @@ class Session:
         poll_interval: float | None,
         grace: float,
         until_empty: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         self.info = info
         self.started = asyncio.Event()
@@ -64,6 +68,7 @@ class Session:
         self._poll_interval = poll_interval
         self._grace = grace
         self._until_empty = until_empty
+        self._limits = limits or Limits()
         self._report = Reporter(queue.listeners, info.id)
         self._plan: Plan
         self._executor: Executor
@@ -74,6 +79,7 @@ class Session:
         self._average: float | None = None
         self._stopping = False
         self._hurry = False  # asked to stop twice: no grace
+        self._retiring = False  # stopping by itself, at a limit
         self._room = asyncio.Event()  # more could be reserved
         self._crowded = asyncio.Event()  # tasks wait for a slot
         self._calm = asyncio.Event()  # nothing is held
@@ -89,7 +95,19 @@ class Session:
 
     def request_stop(self) -> None:
         """Begin to stop; a second call cuts the grace short. Called on the worker's loop."""
-        self._hurry = self._stopping
+        self._hurry = self._stopping and not self._retiring
+        self._retiring = False
+        self._end_reserving()
+
+    def retire(self, why: str) -> None:
+        """Stop because a limit is reached: what runs may take as long as it takes, unless a stop is asked for."""
+        if not self._stopping:
+            logger.info("worker %s retires: %s", self.info.id, why)
+            self._retiring = True
+            self._end_reserving()
+            self._limits.on_reached()
+
+    def _end_reserving(self) -> None:
         self._stopping = True
         self._room.set()
         self._wake()
@@ -102,7 +120,7 @@ class Session:
             async with AsyncExitStack() as stack:
                 lifespan = self._queue.lifespan
                 state = None if lifespan is None else await stack.enter_async_context(lifespan(self._queue))
-                processes = ProcessPool(self._queue, self._serializer)
+                processes = ProcessPool(self._queue, self._serializer, self._limits.max_rss)
                 self._executor = Executor(self._queue, self._serializer, state, processes=processes)
                 self._context = contextvars.copy_context()
                 await self._work()
@@ -115,7 +133,7 @@ class Session:
         self.started.set()
         try:
             async with asyncio.TaskGroup() as group:
-                loops = (self._settler.loop, self._give_back_loop, self._purge_loop)
+                loops = (self._settler.loop, self._give_back_loop, self._purge_loop, self._memory_loop)
                 background = [group.create_task(loop(), name=loop.__name__) for loop in loops]
                 await group.create_task(self._reserve_loop(), name="reserve")
                 await self._drain()
@@ -146,6 +164,8 @@ class Session:
         for run in [run for run in self._held.values() if run.task is None]:
             self._release(run)
         self._backlog.clear()
+        if self._retiring:
+            await self._until_calm(None)
         await self._until_calm(0.0 if self._hurry else self._grace)
         for run in [run for run in self._held.values() if not run.settling]:
             run.stop("interrupted")
@@ -161,7 +181,7 @@ class Session:
         for run in list(self._held.values()):
             self._dropped(run, "the store did not answer before the worker stopped")
 
-    async def _until_calm(self, seconds: float) -> None:
+    async def _until_calm(self, seconds: float | None) -> None:
         if not self._held:
             return
         self._calm.clear()
@@ -332,6 +352,9 @@ class Session:
     def _settled(self, run: Run, outcome: Outcome) -> None:
         self._forget(run)
         self._report.settled(run, outcome)
+        most = self._limits.max_tasks
+        if most is not None and self.counts.total() - self.counts[OutcomeKind.RELEASED] >= most:
+            self.retire(f"it has run {most} tasks")
 
     def _dropped(self, run: Run, why: str) -> None:
         self._forget(run)
@@ -376,3 +399,11 @@ class Session:
                     await asyncio.sleep(0.05)
             except BackendError as error:
                 logger.warning("cannot purge finished tasks: %s", error)
+
+    async def _memory_loop(self) -> None:
+        """Retire when this process has grown too large."""
+        while self._limits.max_rss is not None:
+            size = rss()
+            if size > self._limits.max_rss:
+                self.retire(f"{size / 2**20:,.0f} MiB of memory are too much")
+            await asyncio.sleep(_LOOK_AT_MEMORY_EVERY)

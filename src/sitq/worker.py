@@ -7,11 +7,12 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from sitq import _processes
+from sitq._limits import Limits
 from sitq._session import Session
 from sitq.backends.base import Backend
 from sitq.core import WorkerInfo
@@ -76,13 +77,19 @@ class Worker:
         self._pid = os.getpid()
         self._session: Session | None = None
         self._background: asyncio.Task[None] | None = None
+        self._next_id: str | None = None  # a supervisor gives its workers their ids, each for one run
+        self._on_retire: Callable[[], object] = bool
 
-    async def start(self, *, handle_signals: bool = False) -> None:
+    async def start(
+        self, *, handle_signals: bool = False, max_tasks: int | None = None, max_rss: int | None = None
+    ) -> None:
         """Work until `stop()`; with `handle_signals` until SIGTERM or SIGINT, a second of which cuts the grace.
 
-        Raises `WorkerError` when the worker cannot go on, with the cause chained.
+        After `max_tasks` runs, or when the process takes more than `max_rss` bytes of memory, the worker reserves no
+        more, lets what runs finish, and returns. Raises `WorkerError` when it cannot go on, with the cause chained.
         """
-        session = self._new_session()
+        limits = Limits(max_tasks=max_tasks, max_rss=max_rss, on_reached=self._on_retire)
+        session = self._new_session(limits=limits)
         if not handle_signals:
             await session.run()
             return
@@ -102,6 +109,11 @@ class Worker:
         if session is not None:
             session.request_stop()
             await session.ended.wait()
+
+    def _retire(self) -> None:
+        """Reserve no more, let what runs finish, however long it takes, and return; on the worker's loop."""
+        if self._session is not None:
+            self._session.retire("another worker of its process does")
 
     async def run_until_empty(self) -> RunCounts:
         """Work until no task of its queues is ready, running or in retry backoff; a later `eta` stays."""
@@ -126,7 +138,7 @@ class Worker:
             self._session.request_stop()
             await background
 
-    def _new_session(self, until_empty: bool = False) -> Session:
+    def _new_session(self, until_empty: bool = False, limits: Limits | None = None) -> Session:
         if os.getpid() != self._pid:
             raise WorkerError("this worker was made before a fork: make it in the process that runs it")
         if _processes.in_child:
@@ -136,8 +148,9 @@ class Worker:
             )
         if self._session is not None and not self._session.ended.is_set():
             raise WorkerError("this worker is running already: make another one, or stop it first")
+        given, self._next_id = self._next_id, None
         info = WorkerInfo(
-            id=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            id=given or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
             queues=self.queues,
             lease=self.lease,
             host=socket.gethostname(),
@@ -151,6 +164,7 @@ class Worker:
             poll_interval=self.poll_interval,
             grace=self.grace,
             until_empty=until_empty,
+            limits=limits,
         )
         return self._session
 

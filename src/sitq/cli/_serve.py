@@ -59,13 +59,16 @@ def shares(queues: str | None, concurrency: int) -> list[Share]:
     return first + [Share((name,), cap) for name, cap in apart.items()]
 
 
-async def serve(workers: Sequence[Worker]) -> None:
-    """Run workers until SIGTERM or SIGINT; a second one cuts the grace. One that cannot go on stops them all."""
+async def serve(workers: Sequence[Worker], max_tasks: int | None = None, max_rss: int | None = None) -> None:
+    """Run workers until SIGTERM or SIGINT, or until one reaches a limit; a second signal cuts the grace.
+
+    One that cannot go on stops them all.
+    """
     if len(workers) == 1:
-        await workers[0].start(handle_signals=True)
+        await workers[0].start(handle_signals=True, max_tasks=max_tasks, max_rss=max_rss)
         return
     loop = asyncio.get_running_loop()
-    runs = [asyncio.create_task(worker.start()) for worker in workers]
+    runs = [asyncio.create_task(worker.start(max_tasks=max_tasks, max_rss=max_rss)) for worker in workers]
     stops: set[asyncio.Task[None]] = set()
 
     def stop() -> None:
@@ -74,9 +77,13 @@ async def serve(workers: Sequence[Worker]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # each worker's own handlers would replace the other's
         loop.add_signal_handler(number, stop)
     try:
-        done, others = await asyncio.wait(runs, return_when=asyncio.FIRST_EXCEPTION)
+        done, others = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
         if others:
-            stop()
+            if any(run.exception() for run in done):
+                stop()
+            elif not stops:  # it retired, and so do the others, each in its own time
+                for worker in workers:
+                    worker._retire()
             done |= (await asyncio.wait(others))[0]
         await asyncio.gather(*stops)
         for run in done:

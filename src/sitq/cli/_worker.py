@@ -16,6 +16,7 @@ import typer
 from rich.text import Text
 
 import sitq
+from sitq._supervisor import is_supervised, join_supervisor, supervise
 from sitq.cli._command import EXIT_FAILED, console, reporting, usage
 from sitq.cli._logs import level_number, log_tasks, set_up_logging
 from sitq.cli._reload import run_reloading, worker_command
@@ -58,6 +59,8 @@ class Settings:
     log_format: LogFormat
     log_level: LogLevel
     uvloop: bool
+    max_tasks: int | None = None
+    max_rss: int | None = None  # bytes
 
 
 _App = Annotated[
@@ -116,12 +119,33 @@ def worker(  # noqa: PLR0917 (typer reads the command line's options from it)
             log_format=LogFormat.JSON if as_json else log_format,
             log_level=log_level,
             uvloop=uvloop,
+            max_tasks=max_tasks,
+            max_rss=None if max_rss is None else max_rss * 2**20,
         )
         if reload:
             raise typer.Exit(run_reloading(worker_command(sys.argv[1:]), Path.cwd()))
-        if processes > 1 or max_tasks or max_rss:
-            usage("--processes, --max-tasks and --max-rss need supervision, which this version lacks")
+        if (processes > 1 or max_tasks or max_rss) and not is_supervised():
+            raise typer.Exit(run_supervised(settings, processes))
         run_worker(settings)
+
+
+def run_supervised(settings: Settings, processes: int) -> int:
+    """Run this same command in processes that are replaced when they end; return the exit code."""
+    queue = load_queue(settings.target)  # whatever is wrong with it is said once
+    set_up_logging(settings.log_format, settings.log_level)
+    announce(settings, asyncio.run(_diagnose(queue)), processes)
+    return supervise(
+        worker_command(sys.argv[1:]),
+        processes,
+        lambda: queue.backend,
+        workers=len(settings.shares),
+        stop_within=settings.grace + settings.lease + 15.0,
+    )
+
+
+async def _diagnose(queue: TaskQueue) -> Sequence[Finding]:
+    async with queue:
+        return await queue.backend.diagnose()
 
 
 def run_worker(settings: Settings) -> None:
@@ -150,16 +174,19 @@ async def _work(queue: TaskQueue, settings: Settings) -> None:
             )
             for share in settings.shares
         ]
-        announce(settings, await queue.backend.diagnose())
+        if is_supervised():
+            join_supervisor(queue, workers)
+        else:
+            announce(settings, await queue.backend.diagnose())
         watch = asyncio.create_task(warn_of_unserved(queue, settings.shares))
         try:
-            await serve(workers)
+            await serve(workers, settings.max_tasks, settings.max_rss)
         finally:
             watch.cancel()
             await asyncio.wait([watch])
 
 
-def announce(settings: Settings, findings: Sequence[Finding]) -> None:
+def announce(settings: Settings, findings: Sequence[Finding], processes: int = 1) -> None:
     """Say what is about to run, on what."""
     known = {finding.name: finding.value for finding in findings}
     queues = ", ".join(_share_words(share) for share in settings.shares)
@@ -173,6 +200,7 @@ def announce(settings: Settings, findings: Sequence[Finding]) -> None:
         "store": known.get("store", ""),
         "durability": known.get("durability", ""),
         "queues": queues,
+        "processes": f"{processes}, each replaced when it ends" if processes > 1 else "",
         "stop": f"Ctrl+C or SIGTERM; tasks then have {settings.grace:g} s to finish, a second one is fast",
     }
     banner = Text.assemble(("sitq ", "bold cyan"), (sitq.__version__, "bold"))
