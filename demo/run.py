@@ -21,7 +21,7 @@ from sitq import Phase, Result
 from sitq.core import TaskFilter
 
 ENDED = (Phase.COMPLETED, Phase.FAILED, Phase.CANCELLED, Phase.EXPIRED, Phase.QUARANTINED)
-console = Console()
+console = Console(record=True, highlight=False)
 
 
 def main() -> int:
@@ -30,8 +30,12 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2, help="worker processes (2)")
     parser.add_argument("--fresh", action="store_true", help="forget an unfinished run instead of resuming it")
     parser.add_argument("--stop-after", type=int, metavar="N", help="stop in the middle; run again to resume")
+    parser.add_argument("--picture", metavar="FILE", help="also draw what the terminal shows, as SVG")
     arguments = parser.parse_args()
-    return asyncio.run(demo(arguments))
+    status = asyncio.run(demo(arguments))
+    if arguments.picture:
+        console.save_svg(arguments.picture, title="scripts/demo")
+    return status
 
 
 async def demo(arguments: argparse.Namespace) -> int:

@@ -121,7 +121,7 @@ class Executor:
             refused = self.admit(run)
             if refused is not None:
                 return refused
-            if self._processes is not None and _needs_a_process(run):
+            if self._processes is not None and _needs_a_process(run, self._processes):
                 return await self.hand_over(run, self._processes)
             call = self.resolve(run)
             settings = settings_of(call.function)
@@ -147,12 +147,15 @@ class Executor:
         if run.stop_reason is not None:
             return self.stopped(run)
         if task.cancel_requested:
-            return self.fail(run, Reason.CANCELLED, "cancelled")
-        if expires_at is not None and run.started_at is not None and expires_at <= run.started_at:
-            return self.fail(run, Reason.EXPIRED, f"expired at {expires_at.isoformat()} before it was started")
-        if quarantined(task.crashes, task.solo_crashes):
-            return self.fail(run, Reason.QUARANTINED, f"ended its process {task.crashes} times")
-        return None
+            reason, why = Reason.CANCELLED, "cancelled"
+        elif expires_at is not None and run.started_at is not None and expires_at <= run.started_at:
+            reason, why = Reason.EXPIRED, f"expired at {expires_at.isoformat()} before it was started"
+        elif quarantined(task.crashes, task.solo_crashes):
+            reason, why = Reason.QUARANTINED, f"ended its process {task.crashes} times"
+        else:
+            return None
+        run.started_at = None
+        return self.fail(run, reason, why)
 
     def resolve(self, run: Run) -> Call:
         """Return the call: as the store handed it over, or decoded."""
@@ -293,7 +296,7 @@ class Executor:
         return Outcome.released(run.reserved.id, run.reserved.fence)
 
     def fail(self, run: Run, reason: Reason, error: str, cause: BaseException | None = None) -> Outcome:
-        """End the task as failed."""
+        """End the task as failed; a reservation that was refused before it started is no attempt."""
         task = run.reserved
         result = Result(
             task_id=task.id,
@@ -301,7 +304,7 @@ class Executor:
             error=error,
             traceback=_format(cause) if cause is not None else None,
             reason=reason,
-            attempts=max(task.attempt, 1),
+            attempts=max(task.attempt, 1) - (run.started_at is None),
             enqueued_at=task.created_at,
             started_at=run.started_at,
             finished_at=utcnow(),
@@ -309,9 +312,9 @@ class Executor:
         return Outcome.failed(task.id, task.fence, result)
 
 
-def _needs_a_process(run: Run) -> bool:
+def _needs_a_process(run: Run, processes: ProcessPool) -> bool:
     """Say whether a task must not run in the worker's own process: it says so itself, or it may have ended one."""
-    return run.options.executor == "process" or run.reserved.crashes > 0
+    return run.options.executor == "process" or (run.reserved.crashes > 0 and processes.can_take(run.reserved))
 
 
 class _Undecodable(Exception):  # noqa: N818 (a step's verdict; `cause` is the error)
