@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import os
 import pickle
 import signal
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sitq.core import ReservedTask
-from sitq.exceptions import SitqError, WorkerError
+from sitq.exceptions import SerializationError, SitqError, WorkerError
 from sitq.functions import function_name, registered_modules
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from sitq.serialization import Serializer
 
 __all__ = ["HEADER", "CannotStartError", "ChildDiedError", "ProcessPool"]
+
+logger = logging.getLogger("sitq")
 
 HEADER = struct.Struct(">I")
 """Before each frame: its length in bytes."""
@@ -88,6 +91,16 @@ class ProcessPool:
             child.timer = asyncio.get_running_loop().call_later(_IDLE, self._retire, child)
         return outcome
 
+    def can_take(self, task: ReservedTask) -> bool:
+        """Say whether a task that did not ask for a child process can have one."""
+        try:
+            self._pack()
+            self._portable(task)
+        except SerializationError as error:
+            logger.warning("task %s (%s) may have ended a worker, and runs in this one: %s", task.id, task.name, error)
+            return False
+        return True
+
     async def close(self) -> None:
         """End all children: idle ones in order, busy ones at once."""
         idle = set(self._idle)
@@ -111,18 +124,22 @@ class ProcessPool:
             if child.is_alive:
                 return child
             self._retire(child)
-        if self._setup is None:
-            from sitq._crossing import Setup, pack  # imports cloudpickle
-
-            self._setup = pack(Setup(queue=self._queue, serializer=self._serializer, max_rss=self._max_rss))
+        setup = self._pack()
         child = _Child()
         self._children.add(child)
         try:
-            await child.start(self._setup)
+            await child.start(setup)
         except BaseException:
             await self._end(child, kill=True)
             raise
         return child
+
+    def _pack(self) -> bytes:
+        if self._setup is None:
+            from sitq._crossing import Setup, pack  # imports cloudpickle
+
+            self._setup = pack(Setup(queue=self._queue, serializer=self._serializer, max_rss=self._max_rss))
+        return self._setup
 
     def _retire(self, child: _Child) -> None:
         task = asyncio.get_running_loop().create_task(self._end(child), name="sitq-child-end")
