@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +35,9 @@ def main() -> int:
     arguments = parser.parse_args()
     status = asyncio.run(demo(arguments))
     if arguments.picture:
-        console.save_svg(arguments.picture, title="scripts/demo")
+        picture = console.export_svg(title="scripts/demo")
+        own_fonts = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)  # a README loads nothing from elsewhere
+        Path(arguments.picture).write_text(own_fonts)
     return status
 
 
