@@ -25,7 +25,7 @@ def over_budget(path: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    python = [path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.py")]
+    python = [path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     scripts = [path for path in (ROOT / "scripts").iterdir() if path.is_file()]
     findings = [finding for path in sorted(python + scripts) for finding in over_budget(path)]
     print(*findings, sep="\n", end="\n" if findings else "")

@@ -1,0 +1,94 @@
+"""Worker processes of the measurements, and what the system says of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from benchmarks import raw
+
+__all__ = ["cpu_seconds", "drained_in", "start", "switches", "workers"]
+
+
+@contextmanager
+def workers(path: str, count: int = 1, concurrency: int = 10, *, uvloop: bool = False) -> Iterator[list[Worker]]:
+    """Have worker processes that are connected and wait for the word."""
+    arguments = [path, str(concurrency), *(["--uvloop"] if uvloop else [])]
+    processes = [_spawn("benchmarks.worker", *arguments) for _ in range(count)]
+    try:
+        for process in processes:
+            wait_for_line(process)
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+Worker = subprocess.Popen[str]
+
+
+def _spawn(module: str, *arguments: str) -> Worker:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@contextmanager
+def process(module: str, *arguments: str) -> Iterator[Worker]:
+    """Run a module beside this one until the end of the block."""
+    child = _spawn(module, *arguments)
+    try:
+        wait_for_line(child)
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def wait_for_line(process: Worker) -> None:
+    """Wait until a process says that it is ready."""
+    if process.stdout is None or not process.stdout.readline():
+        raise RuntimeError("a worker process died before it was ready")
+
+
+def start(processes: list[Worker]) -> None:
+    """Say the word."""
+    for process in processes:
+        if process.stdin is not None:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+
+
+def drained_in(path: str, processes: list[Worker], patience: float = 120.0) -> float:
+    """Start the workers and return the seconds until the store holds nothing that is queued or running."""
+    left = (
+        "SELECT EXISTS (SELECT 1 FROM sitq_tasks WHERE status = 0 AND queue > '' AND due < unixepoch() + 3600)"
+        " OR EXISTS (SELECT 1 FROM sitq_tasks WHERE status = 1)"
+    )
+    with closing(raw.connect(path)) as connection:
+        begin = time.perf_counter()
+        start(processes)
+        while connection.execute(left).fetchone()[0]:
+            if time.perf_counter() - begin > patience:
+                raise RuntimeError(f"not drained after {patience:g} seconds")
+            time.sleep(0.005)
+        return time.perf_counter() - begin
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process so far, to the nanosecond (Linux)."""
+    times = [path.read_text().split()[0] for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    return sum(map(int, times)) / 1e9
+
+
+def switches(pid: int) -> int:
+    """Return how often threads of a process have gone to sleep (Linux)."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/status"):
+        lines = path.read_text().splitlines()
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
+    return total
