@@ -23,9 +23,6 @@ class TestDictStore(BackendSuite):
 
 
 @pytest.mark.parametrize("name", ["dict_store.py"])
-def test_examples_run(
-    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_examples_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert capsys.readouterr().out.split() == ["5"]

@@ -8,6 +8,7 @@ backend: slower than it could be, never wrong. Each `Capability` it claims beyon
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 from abc import ABC, abstractmethod
@@ -194,7 +195,11 @@ class Backend(ABC):
         if worker.queues is not None:
             self._unsupported(Capability.QUEUES)
         reserved = await self.reserve_task(worker.id, max_tasks)
-        return [await self._complete(task) for task in reserved]
+        try:
+            return [await self._complete(task) for task in reserved]
+        except Exception:
+            await self._put_back(reserved)  # nobody hears of them: without leases they would be lost
+            raise
 
     async def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
         """Apply what a worker decided; say for each outcome whether it still held the task.
@@ -298,6 +303,13 @@ class Backend(ABC):
             await self.store_result(outcome.task_id, outcome.result)
         await self.update_task_status(outcome.task_id, status)
         return True
+
+    async def _put_back(self, reserved: Sequence[ReservedTask]) -> None:
+        for task in reserved:
+            for _ in range(3):
+                with contextlib.suppress(Exception):
+                    await self.update_task_status(task.id, Status.QUEUED)
+                    break
 
     async def _complete(self, reserved: ReservedTask) -> ReservedTask:
         """Add what `get_task` knows to a reservation that came without options."""

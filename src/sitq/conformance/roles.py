@@ -42,8 +42,11 @@ async def _produce(backend: Backend, acknowledged: str, runs: str) -> None:
         await asyncio.gather(*(lane() for _ in range(4)))
 
 
-async def _work(backend: Backend, lease: str) -> None:
+async def _work(backend: Backend, lease: str, lost: str = "") -> None:
+    """Run a worker; ids of tasks it was refused go into the file `lost`."""
     async with TaskQueue(backend) as queue:
+        if lost:
+            queue.on("lease_lost", lambda event: append_line(Path(lost), str(event.task_id)))
         await Worker(queue, max_concurrency=4, lease=float(lease), poll_interval=0.1).start()
 
 

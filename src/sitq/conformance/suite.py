@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sitq.conformance.atomic import AtomicTests
 from sitq.conformance.cancel import CancelTests
+from sitq.conformance.crash import CrashTests
 from sitq.conformance.defer import DeferTests
 from sitq.conformance.degraded import DegradedTests
 from sitq.conformance.expiry import ExpiryTests
@@ -11,6 +12,7 @@ from sitq.conformance.faults import FaultTests
 from sitq.conformance.fencing import FencingTests
 from sitq.conformance.inspection import InspectTests
 from sitq.conformance.leases import LeasesTests
+from sitq.conformance.model import ModelTests
 from sitq.conformance.pause import PauseTests
 from sitq.conformance.queues import QueuesTests
 from sitq.conformance.reserving import ReservingTests
@@ -41,5 +43,7 @@ class BackendSuite(
     WakeUpTests,
     DegradedTests,
     FaultTests,
+    CrashTests,
+    ModelTests,
 ):
     """Everything `sitq` asks of a backend. Subclass it and override the fixture `make_backend`."""
