@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -151,9 +152,11 @@ def _importable_module(module: str) -> str | None:
         return module
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return str(spec.name)
-    file = getattr(main, "__file__", None)
+    return str(spec.name) if spec is not None else _module_of_file(getattr(main, "__file__", None))
+
+
+@lru_cache(maxsize=8)  # a worker asks for each task, and a path takes as long as everything else of decoding a call
+def _module_of_file(file: str | None) -> str | None:
     if file is None or not file.endswith(".py"):
         return None
     stem = Path(file).stem
