@@ -58,6 +58,6 @@ make_venv() {
         { "$python" -m venv --clear --without-pip "$venv" &&
             "$python" -m pip --python "$venv/bin/python" install -qq pip; }; } &&
         "$venv/bin/python" -m pip install -qq --upgrade pip &&
-        "$venv/bin/python" -m pip install -qq --editable ".[cli,conformance,uvloop]" --group "$group" &&
+        "$venv/bin/python" -m pip install -qq --editable ".[cli,conformance,postgres,redis,uvloop]" --group "$group" &&
         echo "$stamp" >"$venv/stamp"
 }

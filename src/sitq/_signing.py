@@ -11,7 +11,7 @@ from typing import Any
 from sitq.exceptions import SignatureError, ValidationError
 from sitq.serialization import MAGIC, Call, CloudpickleSerializer, Serializer, open_envelope
 
-__all__ = ["SignedSerializer"]
+__all__ = ["SignedSerializer", "network_serializer"]
 
 _DIGEST = hashlib.sha256().digest_size
 _MIN_KEY = 16
@@ -87,3 +87,21 @@ class SignedSerializer(Serializer):
             mac.update(len(part).to_bytes(8, "big"))
             mac.update(part)
         return mac.digest()
+
+
+def network_serializer(keys: Mapping[str, bytes] | None, store: str) -> SignedSerializer:
+    """Return the default serializer of a store that can be reached from other machines: signed cloudpickle.
+
+    `keys` are those of `SignedSerializer`; None takes them from `SITQ_SECRET_KEY`. Raises `ValidationError`, which
+    lists the choices, where there are none.
+    """
+    if keys is not None:
+        return SignedSerializer(keys=keys)
+    if not os.environ.get("SITQ_SECRET_KEY", "").strip():
+        raise ValidationError(
+            f"{store} can be written to over the network, so its payloads are signed, and there is no key. Set "
+            "SITQ_SECRET_KEY to the same secret everywhere (`openssl rand -hex 32`), or pass signing_keys={id: secret}; "
+            "or choose a serializer: TaskQueue(…, serializer=JsonSerializer()), which runs no code, or "
+            "CloudpickleSerializer() where everybody who can write to the store may run code in the workers."
+        )
+    return SignedSerializer.from_environment()

@@ -1,0 +1,184 @@
+"""Connections: how to make one, a few to share, and one transaction as the statements see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from sitq.backends.postgres._errors import is_lost
+from sitq.exceptions import BackendError
+
+__all__ = ["DURABILITIES", "Clock", "Connections", "Settings", "Tx", "connect", "render"]
+
+DURABILITIES = ("relaxed", "full", "strict")  # each keeps what the one before it keeps
+
+_CONNECT_TIMEOUT = 10.0
+_COMMAND_TIMEOUT = 30.0  # a connection that is half open says nothing at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a store is to be used."""
+
+    dsn: str
+    listen_dsn: str | None = None
+    schema: str = "sitq"
+    durability: str = "full"
+    pool_size: int = 4
+    listen: bool = True
+    migrate: bool = True
+    retry_timeout: float = 30.0
+    statement_cache_size: int = 100
+
+    @property
+    def name(self) -> str:
+        """What the store is called in messages: where it is, without password."""
+        parts = urlsplit(self.dsn)
+        place = parts.netloc.rpartition("@")[2]
+        return f"postgresql://{place}{parts.path} (schema {self.schema})"
+
+
+class Clock:
+    """How many seconds the store's clock is ahead of the server's: tests move it. Clones share it."""
+
+    __slots__ = ("offset",)
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+
+async def connect(settings: Settings, dsn: str | None = None) -> Any:
+    """Connect to the server.
+
+    Through a pooler (`statement_cache_size=0`) nothing is asked of the session. Else the just-in-time compiler is
+    switched off: it takes longer than any of the statements.
+    """
+    session = {} if settings.statement_cache_size == 0 else {"jit": "off"}
+    return await asyncpg.connect(
+        dsn or settings.dsn,
+        timeout=_CONNECT_TIMEOUT,
+        command_timeout=_COMMAND_TIMEOUT,
+        statement_cache_size=settings.statement_cache_size,
+        server_settings={"application_name": "sitq", **session},
+    )
+
+
+class Connections:
+    """At most so many connections, made on demand, of which the last one given back is the next one taken.
+
+    asyncpg's pool would ask the server to reset each session that is given back: a round trip more for every batch.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._slots = asyncio.Semaphore(settings.pool_size)
+        self._idle: list[Any] = []
+        self._closed = False
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[Any]:
+        """Lend a connection. One that an error other than the server's has passed through is thrown away."""
+        async with self._slots:
+            if self._closed:
+                raise BackendError("the store was closed: connect to it again")
+            connection = self._pop() or await connect(self._settings)
+            try:
+                yield connection
+            except asyncpg.PostgresError as error:
+                self._take_back(connection, is_sound=not is_lost(error))
+                raise
+            except BaseException:  # cancelled on the way: what the server says next would answer another question
+                connection.terminate()
+                raise
+            self._take_back(connection, is_sound=True)
+
+    def _take_back(self, connection: Any, is_sound: bool) -> None:
+        if not is_sound or self._closed or connection.is_closed() or connection.is_in_transaction():
+            connection.terminate()
+        else:
+            self._idle.append(connection)
+
+    def _pop(self) -> Any:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return None
+
+    async def close(self) -> None:
+        """Close what is idle now, and the rest when it is given back."""
+        self._closed = True
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                await connection.close(timeout=2.0)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection.terminate()
+
+    def abandon(self) -> None:
+        """Close everything without a word to the server."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().terminate()
+
+
+# Time stands still for a statement. Asked for by the first part of each, since `now()` is the transaction's start.
+_BEGIN = """
+WITH RECURSIVE t AS MATERIALIZED (
+    SELECT clock_timestamp() + make_interval(secs => $1) AS now, set_config('synchronous_commit', CASE
+        WHEN $2 = 'off' THEN 'off'
+        WHEN $2 = 'on' AND current_setting('synchronous_commit') = 'off' THEN 'on'
+        ELSE current_setting('synchronous_commit') END, true)
+)
+"""
+_NOW = "(SELECT clock_timestamp() + make_interval(secs => $1))"
+
+
+@lru_cache(maxsize=512)
+def render(sql: str, schema: str) -> str:
+    """Return a statement for a schema.
+
+    `{s}` is the schema's name; `{begin}` opens a statement that writes, with the time as `t.now`; `{now}` is the time
+    in a statement that reads.
+    """
+    quoted = '"' + schema.replace('"', '""') + '"'
+    return sql.replace("{begin}", _BEGIN).replace("{now}", _NOW).replace("{s}", quoted)
+
+
+@dataclass(slots=True)
+class Tx:
+    """A connection for a few statements, and whom to wake when they are committed."""
+
+    connection: Any
+    settings: Settings
+    clock: Clock
+    is_repeat: bool = False  # the connection was lost before: it may have been done already
+    wake: bool = False
+    done: bool = False
+
+    async def write(self, sql: str, *values: Any, accepting: bool = False) -> list[Any]:
+        """Run a statement that begins with `{begin}`; `accepting` says that it takes in new work."""
+        level = "on" if self.is_synced(accepting) else "off"
+        rows = await self.connection.fetch(render(sql, self.settings.schema), self.clock.offset, level, *values)
+        return list(rows)
+
+    async def read(self, sql: str, *values: Any) -> list[Any]:
+        """Run a statement that uses `{now}`."""
+        rows = await self.connection.fetch(render(sql, self.settings.schema), self.clock.offset, *values)
+        return list(rows)
+
+    async def plain(self, sql: str, *values: Any) -> list[Any]:
+        """Run a statement that needs no time."""
+        return list(await self.connection.fetch(render(sql, self.settings.schema), *values))
+
+    def is_synced(self, accepting: bool) -> bool:
+        """Say whether a commit waits for the disk."""
+        durability = self.settings.durability
+        return durability == "strict" or (durability == "full" and accepting)

@@ -1,0 +1,138 @@
+"""Handing out work: one statement that keeps the worker, ends what has expired, takes over and reserves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sitq.backends.postgres._connect import Tx
+from sitq.backends.postgres._rows import TASK_COLUMNS
+from sitq.backends.postgres._settle import CANCELLED_RESULT, KEEP_WORKER, at_end, worker_values
+from sitq.core import WorkerInfo
+
+__all__ = ["EXPIRE", "NEXT_WORK", "RESERVE", "next_work", "reserve"]
+
+# A loose scan: one probe for each queue and priority that has a queued task, whatever the number of rows.
+_LANES = """
+lane (queue, priority) AS (
+    (SELECT queue, priority FROM {s}.sitq_tasks WHERE status = 0 ORDER BY queue, priority LIMIT 1)
+    UNION ALL
+    SELECT next.queue, next.priority FROM lane CROSS JOIN LATERAL (
+        SELECT queue, priority FROM {s}.sitq_tasks
+        WHERE status = 0 AND (queue, priority) > (lane.queue, lane.priority) ORDER BY queue, priority LIMIT 1
+    ) AS next
+), open AS MATERIALIZED (
+    SELECT queue, priority FROM lane WHERE queue NOT IN (SELECT queue FROM {s}.sitq_queues WHERE paused)
+)
+"""
+_NAMED_LANES = """
+open AS MATERIALIZED (
+    SELECT queue, priority::smallint FROM unnest(QUEUES::text[]) AS queue, generate_series(0, 9) AS priority
+    WHERE queue NOT IN (SELECT queue FROM {s}.sitq_queues WHERE paused)
+)
+"""
+_MINE = """
+(QUEUES::text[] IS NULL OR k.queue = ANY (QUEUES))
+AND k.queue NOT IN (SELECT queue FROM {s}.sitq_queues WHERE paused)
+"""
+_READY = """
+k.status = 0 AND k.queue = l.queue AND k.priority = l.priority AND k.due <= (SELECT now FROM t)
+AND (k.expires IS NULL OR k.expires > (SELECT now FROM t))
+"""
+_END_EXPIRED = f"""
+expired AS MATERIALIZED (
+    SELECT seq FROM {{s}}.sitq_tasks WHERE status = 0 AND expires <= (SELECT now FROM t)
+    ORDER BY expires LIMIT 500 FOR UPDATE SKIP LOCKED
+), ended AS (
+    UPDATE {{s}}.sitq_tasks AS k SET status = 3, outcome = 'failed', reason = 'expired', error = NULL,
+        {at_end()}
+    FROM expired, t WHERE k.seq = expired.seq RETURNING k.seq
+)
+"""
+EXPIRE = f"{{begin}}, {_END_EXPIRED} SELECT count(*) FROM ended"
+"""Ends queued tasks that are no longer wanted, 500 at a time. The words of the error are found when it is read."""
+
+# First what is best over all lanes, without locks; then as many of each lane, locked, others' skipped: a worker that
+# comes at the same moment gets the next ones. A LIMIT with FOR UPDATE in a sub-select may lock more than it returns,
+# hence the materialized parts.
+_RESERVE = f"""
+{{begin}}, LANES, {_END_EXPIRED}, {KEEP_WORKER}, cancelled AS MATERIALIZED (
+    SELECT seq FROM {{s}}.sitq_tasks WHERE status = 1 AND lease_until <= (SELECT now FROM t) AND cancel_requested
+    LIMIT 500 FOR UPDATE SKIP LOCKED
+), ended_cancelled AS (
+    UPDATE {{s}}.sitq_tasks AS k SET {CANCELLED_RESULT}, {at_end()}
+    FROM cancelled, t WHERE k.seq = cancelled.seq RETURNING k.seq
+), candidate AS MATERIALIZED (
+    SELECT l.queue, l.priority, c.due, c.seq, false AS is_takeover FROM open AS l CROSS JOIN LATERAL (
+        SELECT k.due, k.seq FROM {{s}}.sitq_tasks AS k WHERE {_READY} ORDER BY k.due, k.seq LIMIT $9
+    ) AS c
+    UNION ALL
+    SELECT k.queue, k.priority, k.due, k.seq, true FROM {{s}}.sitq_tasks AS k
+    WHERE k.status = 1 AND k.lease_until <= (SELECT now FROM t) AND NOT k.cancel_requested AND {_MINE}
+), chosen AS MATERIALIZED (
+    SELECT * FROM candidate ORDER BY priority DESC, due, seq LIMIT $9
+), share AS MATERIALIZED (
+    SELECT queue, priority, count(*) AS number FROM chosen WHERE NOT is_takeover GROUP BY queue, priority
+), picked AS MATERIALIZED (
+    SELECT c.seq FROM share AS l CROSS JOIN LATERAL (
+        SELECT k.seq FROM {{s}}.sitq_tasks AS k WHERE {_READY} ORDER BY k.due, k.seq LIMIT l.number
+        FOR UPDATE SKIP LOCKED
+    ) AS c
+    UNION ALL
+    SELECT c.seq FROM (
+        SELECT k.seq FROM {{s}}.sitq_tasks AS k
+        WHERE k.seq = ANY (ARRAY(SELECT seq FROM chosen WHERE is_takeover)) AND k.status = 1
+            AND k.lease_until <= (SELECT now FROM t)
+        FOR UPDATE SKIP LOCKED
+    ) AS c
+), floor AS MATERIALIZED (
+    SELECT (SELECT epoch FROM {{s}}.sitq_epoch) << 32 AS fence
+), reserved AS (
+    UPDATE {{s}}.sitq_tasks AS k SET
+        crashes = k.crashes + k.status, attempt = k.attempt + 1,
+        fence = CASE WHEN k.fence > floor.fence THEN k.fence ELSE floor.fence END + 1,
+        status = 1, worker_id = $3, reserved_at = t.now, lease_until = t.now + make_interval(secs => $5)
+    FROM picked, floor, t WHERE k.seq = picked.seq
+    RETURNING {TASK_COLUMNS}, false, k.payload, k.seq
+)
+SELECT *, (SELECT count(*) FROM ended) + (SELECT count(*) FROM ended_cancelled) FROM (SELECT) AS one
+LEFT JOIN reserved ON true
+"""
+_PRIORITY, _DUE, _SEQ = 4, 7, 20
+
+NEXT_WORK = f"""
+WITH RECURSIVE LANES
+SELECT extract(epoch FROM least((
+    SELECT min(c.due) FROM open AS l CROSS JOIN LATERAL (
+        SELECT k.due FROM {{s}}.sitq_tasks AS k
+        WHERE k.status = 0 AND k.queue = l.queue AND k.priority = l.priority ORDER BY k.due LIMIT 1
+    ) AS c
+), (
+    SELECT k.lease_until FROM {{s}}.sitq_tasks AS k WHERE k.status = 1 AND {_MINE} ORDER BY k.lease_until LIMIT 1
+)) - {{now}})::double precision
+"""
+
+
+def _for(sql: str, queues: str, named: bool) -> str:
+    """Return a statement for all queues, or for those that the parameter `queues` names."""
+    return sql.replace("LANES", (_NAMED_LANES if named else _LANES).strip()).replace("QUEUES", queues)
+
+
+RESERVE = {named: _for(_RESERVE, "$4", named) for named in (False, True)}
+_NEXT_WORK = {named: _for(NEXT_WORK, "$2", named) for named in (False, True)}
+
+
+async def reserve(tx: Tx, worker: WorkerInfo, limit: int) -> list[Any]:
+    """Reserve up to `limit` tasks, expired leases included; return rows for `reserved_from`, in order."""
+    values = worker_values(worker)
+    rows = await tx.write(RESERVE[worker.queues is not None], *values, limit)
+    tx.done = bool(rows[0][-1])
+    rows = [row for row in rows if row[0] is not None]
+    rows.sort(key=lambda row: (-row[_PRIORITY], row[_DUE], row[_SEQ]))  # RETURNING promises no order
+    return rows
+
+
+async def next_work(tx: Tx, worker: WorkerInfo) -> float | None:
+    """Return in how many seconds there will be something to reserve (negative: there is), or None. A read."""
+    queues = None if worker.queues is None else list(worker.queues)
+    ((seconds,),) = await tx.read(_NEXT_WORK[queues is not None], queues)
+    return None if seconds is None else float(seconds)

@@ -1,0 +1,234 @@
+"""A store as one event loop sees it: its connections, what is committed together, and its ears."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import asyncpg
+
+from sitq._commit_task import CommitTask
+from sitq._group_commit import Lane, Operation
+from sitq.backends.postgres import _accept, _errors, _reserve, _schema, _settle
+from sitq.backends.postgres._connect import Clock, Connections, Settings, Tx
+from sitq.backends.postgres._listen import NOTIFY, Listener, channel
+from sitq.backends.postgres._rows import NewRow, reserved_from
+from sitq.core import Accepted, Outcome, WorkerInfo
+from sitq.exceptions import BackendError, SitqError
+
+__all__ = ["Store"]
+
+T = TypeVar("T")
+
+_PAUSES = (0.01, 1.0)  # seconds before a lost connection is made again, growing
+_TELL_EVERY = 0.005  # seconds: NOTIFY locks the whole database for a moment
+
+
+class Store:
+    """The connections of one event loop to one schema, and the batches on their way."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.loop = asyncio.get_running_loop()
+        self.pid = os.getpid()
+        self.listener = Listener(settings)
+        self._connections = Connections(settings)
+        self._accepts = CommitTask(_Accepts(self), "sitq accepts")
+        self._settles = CommitTask(_Settles(self), "sitq settles")
+        self._reserves = CommitTask(_Reserves(self), "sitq reserves")
+        self._told: set[str] = set()
+        self._telling: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def open(self, existing: bool) -> None:
+        """Connect, and see to it that the schema can be used."""
+        try:
+            async with self._connections.take() as connection:
+                await _schema.check(connection, self.settings, existing)
+        except SitqError:
+            raise
+        except Exception as error:
+            raise self.explain(error) from error
+
+    async def close(self) -> None:
+        """Finish what was handed in, and let go of the connections."""
+        for commits in (self._accepts, self._reserves, self._settles):  # what nobody heard of is given back by a settle
+            await commits.close()
+        self._closing = True
+        while self._telling is not None:
+            await asyncio.wait([self._telling])
+        await self.listener.close()
+        await self._connections.close()
+
+    def abandon(self) -> None:
+        """Let go of everything without a word: the event loop is gone."""
+        self._closing = True
+        self._connections.abandon()
+
+    # --- shared commits -----------------------------------------------------------------------------------------------
+
+    async def accept(self, rows: Sequence[NewRow], size: int) -> list[Accepted]:
+        """Store new tasks: all or none."""
+        return await self._accepts.run(Operation(Lane.ACCEPT, rows, size))
+
+    async def settle(self, outcomes: Sequence[Outcome], size: int) -> list[bool]:
+        """Apply outcomes."""
+        return await self._settles.run(Operation(Lane.WORK, outcomes, size))
+
+    async def reserve(self, worker: WorkerInfo, limit: int) -> list[Any]:
+        """Reserve tasks; those of which nobody hears are given back."""
+        return await self._reserves.run(Operation(Lane.WORK, (worker, limit), unheard=self._give_back))
+
+    def _give_back(self, rows: list[Any]) -> None:
+        outcomes = [Outcome.released(task.id, task.fence) for task in map(reserved_from, rows)]
+        if outcomes:
+            self._settles.post(Operation(Lane.WORK, outcomes))
+
+    # --- statements ---------------------------------------------------------------------------------------------------
+
+    async def run(self, work: Callable[[Tx], Awaitable[T]], transaction: bool = False, repeat: bool = True) -> T:
+        """Do `work` on a connection, in a transaction if asked. Raises `BackendError` for what PostgreSQL refuses."""
+        try:
+            return await self.attempt(work, transaction, repeat)
+        except SitqError:
+            raise
+        except Exception as error:
+            raise self.explain(error) from error
+
+    async def attempt(self, work: Callable[[Tx], Awaitable[T]], transaction: bool = False, repeat: bool = True) -> T:
+        """As `run`, with the driver's own errors. After a lost connection the same is done again: it is idempotent."""
+        deadline = time.monotonic() + self.settings.retry_timeout
+        pause, was_lost = _PAUSES[0], False
+        while True:
+            try:
+                return await self._once(work, transaction, was_lost)
+            except Exception as error:
+                if _errors.lacks_epoch(error):
+                    await self._once(lambda tx: _schema.enter_epoch(tx.connection, self.settings), False, False)
+                    continue
+                if not repeat or not _errors.is_passing(error) or time.monotonic() + pause > deadline or self._closing:
+                    raise
+                was_lost = was_lost or _errors.is_lost(error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
+            pause = min(pause * 2, _PAUSES[1])
+
+    async def _once(self, work: Callable[[Tx], Awaitable[T]], transaction: bool, was_lost: bool) -> T:
+        async with self._connections.take() as connection:
+            tx = Tx(connection, self.settings, self.clock, was_lost)
+            # A pooler may give each statement that stands alone, and even its parse and its execution, to another
+            # session.
+            if transaction or self.settings.statement_cache_size == 0:
+                async with connection.transaction():
+                    result = await work(tx)
+            else:
+                result = await work(tx)
+        if tx.wake:
+            self.tell("work")
+        if tx.done:
+            self.tell("done")
+        return result
+
+    def explain(self, error: Exception) -> BackendError:
+        """Make the error for one caller."""
+        return _errors.explain(error, self.settings.name)
+
+    # --- waking others ------------------------------------------------------------------------------------------------
+
+    def tell(self, kind: str) -> None:
+        """Wake those who wait for "work" or "done", here at once and elsewhere by one NOTIFY for many commits."""
+        self.listener.poke(kind)
+        self._told.add(channel(kind, self.settings.schema))
+        if self._telling is None and not self._closing:
+            self._telling = asyncio.create_task(self._tell(), name="sitq notify")
+
+    async def _tell(self) -> None:
+        try:
+            while self._told:
+                channels, self._told = sorted(self._told), set()
+                with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # a hint: the poll is the truth
+                    await self._once(lambda tx, channels=channels: tx.plain(NOTIFY, channels), False, False)  # type: ignore[misc]
+                await asyncio.sleep(_TELL_EVERY)
+        finally:
+            self._telling = None
+
+
+class _Executor:
+    """What the batches have in common."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def is_about_data(self, error: Exception) -> bool:
+        return _errors.is_about_data(error)
+
+    def explain(self, error: Exception) -> BackendError:
+        return error if isinstance(error, BackendError) else self.store.explain(error)
+
+
+class _Accepts(_Executor):
+    """Stores new tasks by one INSERT."""
+
+    async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
+        rows = [row for operation in batch for row in operation.work]
+
+        async def work(tx: Tx) -> list[Accepted]:
+            tx.wake = True
+            accepted = await _accept.accept(_writer(tx), rows)
+            return _as_first_told(rows, accepted) if tx.is_repeat else accepted
+
+        accepted = await self.store.attempt(work, transaction=_accept.has_keys(rows)) if rows else []
+        return _cut(accepted, batch)
+
+
+class _Settles(_Executor):
+    """Applies outcomes by one UPDATE of each kind."""
+
+    async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
+        outcomes = [outcome for operation in batch for outcome in operation.work]
+        answers = await self.store.attempt(lambda tx: _settle.settle(tx, outcomes)) if outcomes else []
+        return _cut(answers, batch)
+
+
+class _Reserves(_Executor):
+    """Reserves for one worker after the other."""
+
+    async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
+        return [await self._reserve(*operation.work) for operation in batch]
+
+    async def _reserve(self, worker: WorkerInfo, limit: int) -> Any:
+        try:
+            return await self.store.attempt(lambda tx: _reserve.reserve(tx, worker, limit))
+        except Exception as error:  # noqa: BLE001 (the others of the batch have theirs)
+            return self.explain(error)
+
+
+def _writer(tx: Tx) -> _accept.Write:
+    async def write(sql: str, *values: Any) -> list[Any]:
+        return await tx.write(sql, *values, accepting=True)
+
+    return write
+
+
+def _cut(answers: list[T], batch: Sequence[Operation[Any]]) -> list[list[T]]:
+    """Give each operation as many answers as it has items."""
+    parts, start = [], 0
+    for operation in batch:
+        parts.append(answers[start : start + len(operation.work)])
+        start += len(operation.work)
+    return parts
+
+
+def _as_first_told(rows: Sequence[NewRow], accepted: list[Accepted]) -> list[Accepted]:
+    """Say that a task is new when only the answer to the first attempt was lost."""
+    told: list[Accepted] = []
+    seen: set[str] = set()
+    for row, answer in zip(rows, accepted, strict=True):
+        told.append(Accepted(id=answer.id) if answer.id == row[0] and row[0] not in seen else answer)
+        seen.add(row[0])
+    return told
