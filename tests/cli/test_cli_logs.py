@@ -45,6 +45,7 @@ async def work(log_format: str, level: str = "info") -> str:
 async def test_lines_for_people_name_task_id_and_duration() -> None:
     text = await work("text")
     assert "test_cli_logs:add …" in text
+    assert not [line for line in text.splitlines() if "…" in line and line.endswith(" started")]
     done = next(line for line in text.splitlines() if " done in " in line)
     assert done.split()[2] == "INFO"
     assert done.endswith("ms")
@@ -76,7 +77,7 @@ async def test_the_level_decides_what_is_said() -> None:
     quiet = await work("text", "warning")
     assert " done in " not in quiet
     assert "failed after" in quiet
-    assert " started" in await work("text", "debug")
+    assert [line for line in (await work("text", "debug")).splitlines() if "…" in line and line.endswith(" started")]
     assert level_number("warning") == logging.WARNING
 
 
@@ -126,3 +127,16 @@ def test_exceptions_are_written_in_both_formats() -> None:
         with_error = record("bad", exc_info=(type(error), error, error.__traceback__))
     assert "KeyError: 'x'" in TextFormatter(colours=False, dated=False).format(with_error)
     assert "KeyError: 'x'" in json.loads(JsonFormatter().format(with_error))["traceback"]
+
+
+def test_logging_that_the_app_set_up_stays_unless_a_format_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    root, own = logging.getLogger(), logging.NullHandler()
+    monkeypatch.setattr(root, "handlers", [own])
+    set_up_logging(None, "info", io.StringIO())
+    assert root.handlers == [own]
+    assert logging.getLogger("sitq").level == logging.INFO
+    set_up_logging("text", "info", io.StringIO())
+    assert own not in root.handlers
+    monkeypatch.setattr(root, "handlers", [])
+    set_up_logging(None, "info", io.StringIO())
+    assert isinstance(root.handlers[0].formatter, TextFormatter)

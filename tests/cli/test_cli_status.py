@@ -50,6 +50,12 @@ def test_columns_of_nothing_but_zeros_are_left_out() -> None:
     assert header.split() == ["queue", "ready", "running", "completed", "failed", "waiting"]
 
 
+def test_words_are_shortened_rather_than_names() -> None:
+    phases: dict[str, int] = dict.fromkeys((Phase.SCHEDULED, Phase.RETRYING), 1)
+    queues = [QueueCounts(queue="a-longish-queue", phases=phases, oldest_ready=NOW - timedelta(hours=2, minutes=5))]
+    assert "a-longish-queue " in drawn(snapshot({}, queues=queues), 80)
+
+
 def test_a_worker_shows_what_it_does_and_when_it_was_heard_of() -> None:
     row = next(line for line in drawn(snapshot({}), 80).splitlines() if "cafe" in line)
     assert row.split() == ["box-7-cafe", "all", "3", "1", "d", "ago", "2", "s", "ago"]

@@ -110,12 +110,16 @@ def test_arguments_and_values_are_shown_on_demand_only(cli: Cli, ids: dict[str, 
 def test_arguments_that_cannot_be_decoded_say_why(
     cli: Cli, ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def decode(*_: object) -> None:
+    tries = []
+
+    def decode(*arguments: object) -> None:
+        tries.append(arguments)
         raise UnresolvableError("cannot resolve 'shop:ready'")
 
     monkeypatch.setattr(CloudpickleSerializer, "decode_call", decode)
     monkeypatch.setattr(CloudpickleSerializer, "decode_result", decode)
-    assert "the value" not in cli("show", ids["completed"]).out  # and nothing was decoded
+    assert "the value" not in cli("show", ids["completed"]).out
+    assert not tries  # hidden means not even decoded: that may run code
     assert "value  cannot be decoded here: cannot resolve" in cli("show", ids["completed"], "--show-args").out
     assert "cannot be decoded here: cannot resolve" in cli("show", ids["ready"], "--show-args").out
 

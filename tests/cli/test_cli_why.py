@@ -95,6 +95,7 @@ def test_who_is_ahead_follows_the_order_of_reserve() -> None:
         mine,
         task(id="higher", priority=4, created_at=NOW),
         task(id="older", priority=3, created_at=NOW - 61 * SECOND),
+        task(id="same moment", priority=3),
         task(id="younger", priority=3, created_at=NOW - 59 * SECOND),
         task(id="old, but was due later", priority=3, created_at=NOW - 99 * SECOND, eta=NOW - 59 * SECOND),
         task(id="lower", priority=2, created_at=NOW - 99 * SECOND),

@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,8 @@ def test_a_second_sigterm_gives_the_task_back(app: App, queues: list[str]) -> No
     with SitqProcess(app.folder, "worker", "app:queue", "--grace", "9999", "--log-level", "debug", *queues) as worker:
         worker.wait_for("app:until")
         worker.signal()
-        while not worker.ended(0.1):
+        worker.wait_for("stopping: what runs has 9999 s to finish")
+        while not worker.ended(0.02):  # and more of them change nothing
             worker.signal()
         assert worker.end().exit_code == 0
     task = app.task(task_id)
@@ -156,6 +157,7 @@ async def test_the_warning_comes_once_and_again_after_it_was_over(caplog: pytest
         async def look(warned: set[str]) -> set[str]:
             return await _serve._look(queue, own, warned)
 
+        await queue.enqueue(print)  # in the worker's own queue, though the store has not heard of the worker yet
         assert await look(set()) == set()
         task_id = await queue.options(queue="mail").enqueue(print)
         assert await look(await look(set())) == {"mail"}
@@ -231,6 +233,16 @@ def test_a_store_that_cannot_be_opened_ends_with_3(tmp_path: Path) -> None:
     assert "Traceback" not in answer.err
 
 
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Put back what the command takes over for good."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
 async def test_one_worker_that_cannot_start_stops_the_others() -> None:
     class Bare(MemoryBackend):
         async def connect(self) -> None:
@@ -265,3 +277,21 @@ def test_importing_sitq_imports_nothing_of_the_command_line() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(SOURCES)}
     )
     assert done.stdout == "[]\n"
+
+
+def test_processes_are_supervised_and_end_together(app: App) -> None:
+    with SitqProcess(app.folder, "worker", "app:queue", "--processes", "2", "--queues", "default,mail:1") as worker:
+        assert worker.wait_for("replaced when").split() == ["processes", "2,", "each", "replaced", "when", "it", "ends"]
+        for _ in range(4):
+            worker.wait_for("started")
+        assert app.result(app.enqueue("add", 1, 2)) == 3
+        worker.signal()
+        answer = worker.end()
+    assert answer.exit_code == 0
+    assert answer.err.count("stopped") == 4
+
+
+def test_a_wrong_app_is_said_once_for_all_processes(app: App) -> None:
+    with SitqProcess(app.folder, "worker", "app:queues", "--processes", "2") as worker:
+        answer = worker.end()
+    assert (answer.exit_code, answer.err) == (2, "sitq: app has no 'queues': did you mean app:queue?")

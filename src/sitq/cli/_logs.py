@@ -21,16 +21,21 @@ logger = logging.getLogger("sitq.tasks")
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 
 
-def set_up_logging(log_format: str, level: str, stream: TextIO | None = None) -> None:
-    """Send all logging of this process to one stream (stderr) in one format, in place of what the app set up."""
+def set_up_logging(log_format: str | None, level: str, stream: TextIO | None = None) -> None:
+    """Send all logging of this process to one stream (stderr) in one format.
+
+    Without a format it is text, unless the app has set up logging itself: then that stays as it is.
+    """
     stream = stream or sys.stderr
+    logging.getLogger("sitq").setLevel(level_number(level))
+    if log_format is None and logging.getLogger().handlers:
+        return
     handler = logging.StreamHandler(stream)
     watched = stream.isatty()
     colours = watched and "NO_COLOR" not in os.environ
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(colours, dated=not watched))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger().setLevel(max(logging.INFO, level_number(level)))
-    logging.getLogger("sitq").setLevel(level_number(level))
 
 
 def level_number(level: str) -> int:

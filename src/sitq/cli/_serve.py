@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from sitq.backends.base import Capability
@@ -17,10 +17,11 @@ from sitq.exceptions import BackendError
 from sitq.queue import TaskQueue
 from sitq.worker import Worker
 
-__all__ = ["Share", "serve", "shares", "warn_of_unserved"]
+__all__ = ["Share", "ignore_signals", "serve", "shares", "stop_signals", "warn_of_unserved"]
 
 logger = logging.getLogger("sitq")
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_EVERY = 60.0
 
 
@@ -64,19 +65,15 @@ async def serve(workers: Sequence[Worker], max_tasks: int | None = None, max_rss
 
     One that cannot go on stops them all.
     """
-    if len(workers) == 1:
-        await workers[0].start(handle_signals=True, max_tasks=max_tasks, max_rss=max_rss)
-        return
-    loop = asyncio.get_running_loop()
     runs = [asyncio.create_task(worker.start(max_tasks=max_tasks, max_rss=max_rss)) for worker in workers]
     stops: set[asyncio.Task[None]] = set()
 
     def stop() -> None:
+        if not stops:
+            logger.info("stopping: what runs has %g s to finish; a second signal is fast", workers[0].grace)
         stops.update(asyncio.create_task(worker.stop()) for worker in workers)
 
-    for number in (signal.SIGTERM, signal.SIGINT):  # each worker's own handlers would replace the other's
-        loop.add_signal_handler(number, stop)
-    try:
+    with stop_signals(stop):
         done, others = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
         if others:
             if any(run.exception() for run in done):
@@ -88,9 +85,28 @@ async def serve(workers: Sequence[Worker], max_tasks: int | None = None, max_rss
         await asyncio.gather(*stops)
         for run in done:
             run.result()
+
+
+@contextmanager
+def stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on this event loop at each SIGTERM and SIGINT. After the block, for good, they do nothing.
+
+    The loop's own handlers, and so `Worker.start(handle_signals=True)`, serve one worker only, and end before the
+    process does: one signal too many would kill it on its way out, with an exit code that says so.
+    """
+    loop = asyncio.get_running_loop()
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+    try:
+        yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        ignore_signals()
+
+
+def ignore_signals() -> None:
+    """Let nothing disturb the process on its way out."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 async def warn_of_unserved(queue: TaskQueue, own: Sequence[Share], every: float = _LOOK_EVERY) -> None:

@@ -20,7 +20,7 @@ from sitq._supervisor import is_supervised, join_supervisor, supervise
 from sitq.cli._command import EXIT_FAILED, console, reporting, usage
 from sitq.cli._logs import level_number, log_tasks, set_up_logging
 from sitq.cli._reload import run_reloading, worker_command
-from sitq.cli._serve import Share, serve, shares, warn_of_unserved
+from sitq.cli._serve import Share, ignore_signals, serve, shares, warn_of_unserved
 from sitq.cli._target import TargetError, load_queue
 from sitq.core import Finding
 from sitq.queue import TaskQueue
@@ -56,7 +56,7 @@ class Settings:
     grace: float
     lease: float
     poll_interval: float | None
-    log_format: LogFormat
+    log_format: LogFormat | None
     log_level: LogLevel
     uvloop: bool
     max_tasks: int | None = None
@@ -82,7 +82,7 @@ _Poll = Annotated[float | None, typer.Option(metavar="S", min=0.001, help="Secon
 _MaxTasks = Annotated[int | None, typer.Option(metavar="N", min=1, help="Replace a process after N tasks.")]
 _MaxRss = Annotated[int | None, typer.Option(metavar="MIB", min=1, help="Replace a process that grew larger.")]
 _Reload = Annotated[bool, typer.Option("--reload", help="Restart when code changes (development).")]
-_Format = Annotated[LogFormat, typer.Option(help="Log lines (stderr).", metavar="text|json", show_choices=False)]
+_Format = Annotated[LogFormat | None, typer.Option(help="Log lines (stderr).", metavar="text|json", show_choices=False)]
 _Level = Annotated[LogLevel, typer.Option(metavar="LEVEL", help="info: a line for each task.", show_choices=False)]
 _Uvloop = Annotated[bool, typer.Option("--uvloop", help="Run on uvloop.")]
 
@@ -98,7 +98,7 @@ def worker(  # noqa: PLR0917 (typer reads the command line's options from it)
     max_tasks: _MaxTasks = None,
     max_rss: _MaxRss = None,
     reload: _Reload = False,
-    log_format: _Format = LogFormat.TEXT,
+    log_format: _Format = None,
     log_level: _Level = LogLevel.INFO,
     uvloop: _Uvloop = False,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --log-format json.")] = False,
@@ -131,16 +131,20 @@ def worker(  # noqa: PLR0917 (typer reads the command line's options from it)
 
 def run_supervised(settings: Settings, processes: int) -> int:
     """Run this same command in processes that are replaced when they end; return the exit code."""
-    queue = load_queue(settings.target)  # whatever is wrong with it is said once
+    loop_factory(settings.uvloop)
+    queue = load_queue(settings.target)  # whatever is wrong is said here, once
     set_up_logging(settings.log_format, settings.log_level)
     announce(settings, asyncio.run(_diagnose(queue)), processes)
-    return supervise(
-        worker_command(sys.argv[1:]),
-        processes,
-        lambda: queue.backend,
-        workers=len(settings.shares),
-        stop_within=settings.grace + settings.lease + 15.0,
-    )
+    try:
+        return supervise(
+            worker_command(sys.argv[1:]),
+            processes,
+            lambda: queue.backend,
+            workers=len(settings.shares),
+            stop_within=settings.grace + settings.lease + 15.0,
+        )
+    finally:
+        ignore_signals()
 
 
 async def _diagnose(queue: TaskQueue) -> Sequence[Finding]:
