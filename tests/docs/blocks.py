@@ -15,6 +15,7 @@ An HTML comment in front of a block changes that:
 - `<!-- not run: why -->`, `<!-- raises: ValidationError -->`, `<!-- exits: 1 -->`.
 - `<!-- background -->`: the command goes on running once it has printed what is below it. `<!-- stop -->` interrupts
   it as Ctrl+C does, `<!-- kill -->` kills it; they stand alone, where that happens.
+- `export NAME=value` in a `console` block holds for the commands after it, background or not.
 - `<!-- let 9f3c21ab = command -->`: from here on, `9f3c21ab` stands for what the command prints.
 """
 

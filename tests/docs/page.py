@@ -20,6 +20,7 @@ from waiting import DEADLINE
 
 __all__ = ["Page", "fits"]
 
+_EXPORT = re.compile(r"export (\w+)=(\S*)")
 _PRINTS = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 
 
@@ -112,6 +113,9 @@ class Page:
 
     def _console(self, block: Block) -> None:
         for command, wanted in _commands(block.text):
+            if exported := _EXPORT.fullmatch(command):
+                self._env[exported[1]] = exported[2].strip("\"'")
+                continue
             if "background" in block.marks:
                 self._background.append(_Background(self._put_words(command), self.folder, self._env, self._fits))
                 self._background[-1].wait_for(wanted)
