@@ -306,7 +306,11 @@ class MemoryBackend(ByteBackend):
     def _give_back_unheard(self, worker: WorkerInfo, named: set[str]) -> None:
         unheard = self._store.held.get(worker.id, set()) - named
         for row in [self._store.rows[task_id] for task_id in unheard]:
-            if self._store.monotonic() - row.reserved_at > worker.lease / 2:
+            if self._store.monotonic() - row.reserved_at <= worker.lease / 2:
+                continue
+            if row.task.cancel_requested:
+                self._end_cancelled(row)
+            else:
                 row.task.attempt -= 1
                 self._store.queue(row)
 

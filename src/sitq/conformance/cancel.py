@@ -114,6 +114,22 @@ class CancelTests(Kit):
         await self.eventually(ended)
         await self.assert_cancelled(backend, task_id)
 
+    @requires(Capability.LEASES)
+    async def test_given_back_becomes_cancelled(self, backend: Backend) -> None:
+        """An unheard reservation that was asked to stop ends as cancelled when it is given back."""
+        lease = max(self.span(backend), 6.0)
+        worker, task_id = self.worker(lease), await self.put_one(backend)
+        await self.take_one(backend, worker)
+        await backend.cancel_tasks([task_id])
+        await self.let_pass(backend, lease / 2)
+
+        async def ended() -> bool:
+            await backend.extend_leases(worker, [])
+            return (await self.stored(backend, task_id)).status != "running"
+
+        await self.eventually(ended)
+        await self.assert_cancelled(backend, task_id)
+
     async def test_an_operator_may_run_it_again(self, backend: Backend) -> None:
         """A cancelled task that is queued again runs, and nobody remembers the request."""
         task_id = await self.put_one(backend)
