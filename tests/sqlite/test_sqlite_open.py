@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import stat
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,23 @@ def test_wrong_urls(url: str) -> None:
         SQLiteBackend.from_url(url)
 
 
+async def test_opening_waits_for_who_has_the_file_to_himself(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        backend = SQLiteBackend(path)
+        opening = asyncio.create_task(backend.connect())
+        done, _ = await asyncio.wait([opening], timeout=0.5)
+        assert not done
+        other.execute("COMMIT")
+        await opening
+        await backend.close()
+        other.execute("BEGIN EXCLUSIVE")
+        impatient = SQLiteBackend(path, busy_timeout=0.05)
+        with pytest.raises(BackendError, match="write lock"):
+            await impatient.connect()
+
+
 def test_many_processes_may_make_the_file_at_once(tmp_path: Path) -> None:
     program = """
 import asyncio, multiprocessing, sys
@@ -210,16 +229,20 @@ async def go(path, number):
     async with SQLiteBackend(path) as backend:
         await backend.enqueue_tasks([new(f"t{number}")])
 
-def main(path, number):
-    asyncio.run(go(path, number))
+def main(path, number, barrier):
+    for round in range(2):
+        barrier.wait()
+        asyncio.run(go(f"{path}-{round}", number))
 
 if __name__ == "__main__":
-    children = [multiprocessing.get_context("fork").Process(target=main, args=(sys.argv[1], n)) for n in range(8)]
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(8, timeout=30)
+    children = [fork.Process(target=main, args=(sys.argv[1], n, barrier)) for n in range(8)]
     for child in children: child.start()
     for child in children: child.join()
     print(*[child.exitcode for child in children])
 """
     assert run(program, tmp_path / "tasks.db") == "0 0 0 0 0 0 0 0"
-    with sqlite3.connect(tmp_path / "tasks.db") as connection:
-        assert connection.execute("SELECT count(*) FROM sitq_tasks").fetchone() == (8,)
-    connection.close()
+    for number in range(2):
+        with closing(sqlite3.connect(tmp_path / f"tasks.db-{number}")) as connection:
+            assert connection.execute("SELECT count(*) FROM sitq_tasks").fetchone() == (8,)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sitq.backends.sqlite import SQLiteBackend, _hints, _operate, _wait
-from sitq.core import Outcome, Result, WorkerInfo
+from sitq.core import Outcome, Result, Task, WorkerInfo
 from sqlite.store_kit import PATIENCE, WORKER, completed, inside, line_of, new, start
 
 LONG = 3600.0
@@ -61,23 +61,37 @@ async def test_no_wake_up_is_lost_between_two_processes(path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["file", ":memory:"])
-async def test_everything_that_makes_a_task_ready_wakes(path: Path, place: str) -> None:
+async def test_everything_that_makes_a_task_ready_wakes(
+    path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_wait, "_LOOK_AGAIN", ())  # only the hint itself wakes
     async with SQLiteBackend(path if place == "file" else place) as backend, backend.clone() as other:
-        await backend.enqueue_tasks([new("a")])
-        [task] = await backend.reserve(WORKER, 1)
-        await asyncio.gather(next_task(other), backend.settle([Outcome.released(task.id, task.fence)]))
-        await asyncio.gather(next_task(other), backend.requeue_tasks(["a"]))
-        await backend.requeue_tasks(["a"])
-        [task] = await backend.reserve(WORKER, 1)
-        await asyncio.gather(next_task(other), backend.settle([Outcome.deferred(task.id, task.fence, 0.01)]))
-        await backend.requeue_tasks(["a"])
-        await backend.reserve(WORKER, 1)
-        await asyncio.gather(next_task(other), backend.abandon_worker(WORKER.id))
+
+        async def wakes(action: Awaitable[object]) -> None:
+            waiting = asyncio.create_task(next_task(other))
+            done, _ = await asyncio.wait([waiting], timeout=0.1)
+            assert not done
+            await action
+            assert await waiting == "a"
+
+        async def reserved() -> Task:
+            await backend.requeue_tasks(["a"])
+            [task] = await backend.reserve(WORKER, 1)
+            return task
+
+        await wakes(backend.enqueue_tasks([new("a")]))
+        await wakes(backend.requeue_tasks(["a"]))
+        task = await reserved()
+        await wakes(backend.settle([Outcome.released(task.id, task.fence)]))
+        task = await reserved()
+        await wakes(backend.settle([Outcome.deferred(task.id, task.fence, 0.01)]))
+        await reserved()
+        await wakes(backend.abandon_worker(WORKER.id))
+        await reserved()
+        await wakes(backend.update_task_status("a", "queued"))
         await backend.pause_queue("default", True)
         await backend.requeue_tasks(["a"])
-        waiting = asyncio.create_task(next_task(other))
-        assert await backend.reserve(WORKER, 1) == []
-        await asyncio.gather(waiting, backend.pause_queue("default", False))
+        await wakes(backend.pause_queue("default", False))
 
 
 async def test_a_wait_ends_when_a_lease_ends(path: Path) -> None:
