@@ -162,7 +162,11 @@ class Odd(int):
     pass
 
 
-@pytest.mark.parametrize("value", [object(), Odd(3), 10**2000, [not_registered], {"a": {object(): 1}}], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), Odd(3), 10**2000, [not_registered], {"a": {object(): 1}}],
+    ids=["object", "subclass", "huge", "function", "key"],
+)
 def test_json_refuses_what_it_would_change(value: Any) -> None:
     with pytest.raises(SerializationError, match="as JSON"):
         JsonSerializer().encode_result("id", value)

@@ -112,7 +112,7 @@ async def test_eta_must_be_aware_and_is_kept_in_utc(queue: TaskQueue) -> None:
         {"delay": -1},
         {"delay": float("nan")},
         {"delay": "soon"},
-        {"delay": 1, "eta": datetime.now(UTC)},
+        {"delay": 1, "eta": datetime(2030, 1, 1, tzinfo=UTC)},
         {"eta": "tomorrow"},
         {"timeout": 0},
         {"timeout": float("inf")},
@@ -125,7 +125,7 @@ async def test_eta_must_be_aware_and_is_kept_in_utc(queue: TaskQueue) -> None:
         {"executor": "gpu"},
         {"retention": -1},
         {"expires": datetime(2030, 1, 1)},  # noqa: DTZ001
-        {"context": {"a": object()}},
+        pytest.param({"context": {"a": object()}}, id="context-object"),
         {"context": {1: 2}},
         {"context": [1]},
         {"colour": "red"},
