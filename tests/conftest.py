@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from sitq import TaskQueue
 from sitq.backends.base import Backend
-from stores import STORES
+from stores import SERVERS, STORES
 
 GRACE = 5.0  # seconds for what is already on its way out
 
@@ -96,6 +96,15 @@ def no_pending_tasks(request: pytest.FixtureRequest, no_leaks: None) -> None:
     """Fail an async test that leaves asyncio tasks running; a plain test gets no event loop for it."""
     if inspect.iscoroutinefunction(request.function):
         request.getfixturevalue("_pending_tasks")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Start the server of a test's store before the test counts its child processes."""
+    callspec = getattr(item, "callspec", None)
+    start = SERVERS.get(callspec.params.get("backend", "")) if callspec else None
+    if start is not None:
+        start()
 
 
 @pytest.fixture(params=list(STORES))

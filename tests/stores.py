@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from servers.postgres import fresh_postgres, postgres_url
 from sitq import MemoryBackend, SQLiteBackend
 from sitq.backends.base import Backend
 
-__all__ = ["STORES"]
+__all__ = ["SERVERS", "STORES"]
 
 
 def _memory(_folder: Path) -> Backend:
@@ -23,8 +24,16 @@ def _sqlite_memory(_folder: Path) -> Backend:
     return SQLiteBackend(":memory:")
 
 
+def _postgres(_folder: Path) -> Backend:
+    return fresh_postgres()()
+
+
 STORES: Mapping[str, Callable[[Path], Backend]] = {
     "memory": _memory,
     "sqlite": _sqlite,
     "sqlite-memory": _sqlite_memory,
+    "postgres": _postgres,
 }
+
+SERVERS: Mapping[str, Callable[[], str]] = {"postgres": postgres_url}
+"""What starts the server of a store, once for each process of the test run."""

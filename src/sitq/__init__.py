@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sitq._json import JsonSerializer
     from sitq._signing import SignedSerializer
     from sitq.backends.memory import MemoryBackend
+    from sitq.backends.postgres import PostgresBackend
     from sitq.backends.sqlite import SQLiteBackend
     from sitq.serialization import CloudpickleSerializer
     from sitq.sync import SyncTaskHandle, SyncTaskQueue
@@ -56,6 +57,7 @@ __all__ = [
     "PartialEnqueueError",
     "PayloadTooLargeError",
     "Phase",
+    "PostgresBackend",
     "Reason",
     "Result",
     "ResultTimeoutError",
@@ -88,6 +90,7 @@ _LAZY = {
     "CloudpickleSerializer": "sitq.serialization",
     "JsonSerializer": "sitq._json",
     "MemoryBackend": "sitq.backends.memory",
+    "PostgresBackend": "sitq.backends.postgres",
     "RunCounts": "sitq.worker",
     "SQLiteBackend": "sitq.backends.sqlite",
     "SignedSerializer": "sitq._signing",

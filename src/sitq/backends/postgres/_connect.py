@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -96,6 +96,7 @@ class Connections:
                 raise
             except BaseException:  # cancelled on the way: what the server says next would answer another question
                 connection.terminate()
+                await asyncio.sleep(0)  # the socket is closed by the next turn of a loop that may be at its end
                 raise
             self._take_back(connection, is_sound=True)
 
@@ -123,10 +124,16 @@ class Connections:
                 connection.terminate()
 
     def abandon(self) -> None:
-        """Close everything without a word to the server."""
+        """Close everything after the event loop, which can do it no more."""
         self._closed = True
         while self._idle:
-            self._idle.pop().terminate()
+            connection = self._idle.pop()
+            transport = connection._transport
+            with suppress(RuntimeError):
+                connection.terminate()
+            if getattr(transport, "_sock", None) is not None:
+                transport._sock.close()
+                transport._sock = None
 
 
 # Time stands still for a statement. Asked for by the first part of each, since `now()` is the transaction's start.
