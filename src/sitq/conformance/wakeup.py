@@ -160,8 +160,12 @@ class WakeUpTests(Kit):
 
     async def test_waiting_can_be_cancelled(self, backend: Backend) -> None:
         """A cancelled wait ends as cancelled, and leaves the store in order."""
-        for wait in (backend.wait_for_work(self.worker(), LONG), backend.wait_for_result("nobody", LONG)):
-            waiting = asyncio.ensure_future(wait)
+        waits: list[Callable[[], Awaitable[object]]] = [
+            lambda: backend.wait_for_work(self.worker(), LONG),
+            lambda: backend.wait_for_result("nobody", LONG),
+        ]
+        for wait in waits:
+            waiting = asyncio.ensure_future(wait())
             await asyncio.sleep(0.02)
             waiting.cancel()
             async with asyncio.timeout(PATIENCE):
