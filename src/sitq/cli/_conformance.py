@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sitq.cli._command import JsonOption, complain, print_json, reporting, usage
+from sitq.cli._command import JsonOption, print_json, reporting, usage
 from sitq.cli._target import load_module, put_folder_on_path
 
 __all__ = ["conformance"]
@@ -30,10 +30,11 @@ def conformance(
         if not hasattr(load_module(module_name), attribute.partition(".")[0]):
             usage(f"{module_name} has no {attribute!r}")
     try:
-        from sitq.conformance import report
-    except ImportError as error:
-        complain(str(error))
-        raise typer.Exit(2) from None
+        import pytest  # noqa: F401
+    except ImportError:
+        usage('the conformance suite needs pytest: pip install "sitq-queue[conformance]"')
+    from sitq.conformance import report
+
     if not as_json:
         raise typer.Exit(report.run(target))
     with redirect_stdout(sys.stderr):
