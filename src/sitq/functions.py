@@ -53,13 +53,15 @@ def task(
     *,
     queue: str = ...,
     priority: int = ...,
-    timeout: float | None = ...,
+    expires: float | timedelta | datetime | None = ...,
+    timeout: float | timedelta | None = ...,
     retry: int | Retry | None = ...,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = ...,
     give_up_on: type[BaseException] | tuple[type[BaseException], ...] = ...,
     executor: str = ...,
-    retention: float | None = ...,
-    unique_for: float | None = ...,
+    retention: float | timedelta | None = ...,
+    unique_for: float | timedelta | None = ...,
+    context: Mapping[str, Any] = ...,
 ) -> Callable[[F], F]: ...
 def task(function: Callable[..., Any] | None = None, /, **settings: Any) -> Any:
     """Give a function defaults for its options and register its name; the function itself is returned.
