@@ -10,6 +10,8 @@ from cli_kit import Cli
 from sitq.backends.base import Backend
 from sitq.core import ReservedTask, Result, Task
 
+__all__ = ["Six"]  # imported by the module BARE
+
 BARE = """
 from test_cli_bare_store import Six
 store = Six()

@@ -45,7 +45,8 @@ def test_the_command_prints_verdict_finding_and_advice(cli: Cli, tmp_path: Path,
     assert "→ start one: sitq worker app:queue --queues mail" in flat
 
 
-def test_the_command_prints_json_and_fails_over_what_is_bad(cli: Cli, mail_worker: None) -> None:
+@pytest.mark.usefixtures("mail_worker")
+def test_the_command_prints_json_and_fails_over_what_is_bad(cli: Cli) -> None:
     data = cli("doctor", "--json").data
     assert data["ok"]
     by_name = {finding["name"]: finding for finding in data["findings"]}

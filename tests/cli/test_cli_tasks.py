@@ -1,11 +1,15 @@
 """`sitq tasks` and `sitq show`."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from cli_kit import WIDTHS, Cli
+from sitq.cli import _find
+from sitq.cli._tasks import _remark
 from sitq.cli._text import short_id
+from sitq.core import Task, phase_of
 from sitq.exceptions import UnresolvableError
 from sitq.serialization import CloudpickleSerializer
 
@@ -156,3 +160,33 @@ def test_a_store_that_is_missing_is_not_made(cli: Cli, tmp_path: Path) -> None:
     said = cli("tasks", "--backend", f"sqlite:///{missing}", code=3).err
     assert said == f"sitq: there is no {missing}: check the path; a producer or a worker makes it\n"
     assert not missing.exists()
+
+
+def test_more_tasks_than_a_page_are_looked_through(
+    cli: Cli, ids: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_find, "_PAGE", 2)
+    assert cli("show", ids["completed"][-8:], "--json").data["id"] == ids["completed"]
+    assert cli("cancel", "--queue", "mail", "--yes").out == "4 tasks cancelled\n"
+    monkeypatch.setattr(_find, "_LOOKED_THROUGH", 4)
+    assert "among the newest 4: give all of it" in cli("show", ids["completed"][-8:], code=1).err
+
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=9)
+
+
+@pytest.mark.parametrize(
+    ("task", "remark"),
+    [
+        (Task(id="t", status="running", lease_expires_at=LATER, cancel_requested=True), "asked to stop"),
+        (Task(id="t", status="running", lease_expires_at=LATER, progress={"done": 3}), '{"done": 3}'),
+        (Task(id="t", status="running", lease_expires_at=LATER, progress="half"), "half"),
+        (Task(id="t", status="failed", reason="timeout"), "timeout"),
+        (Task(id="t", status="failed", reason="error"), ""),
+        (Task(id="t", crashes=2, created_at=NOW), "2 crashes"),
+        (Task(id="t", eta=LATER, created_at=NOW, attempt=1, reason="retry after E"), "in 9 s, retry after E"),
+    ],
+)
+def test_what_is_special_about_a_task_is_remarked(task: Task, remark: str) -> None:
+    assert _remark(task, phase_of(task, NOW), NOW) == remark

@@ -183,7 +183,8 @@ def test_the_command_prints_answer_advice_and_notes(cli: Cli, ids: dict[str, str
     assert "holds the unique key 'daily'" in out.replace("\n", " ")
 
 
-def test_the_command_counts_the_line(cli: Cli, ids: dict[str, str], mail_worker: None) -> None:
+@pytest.mark.usefixtures("mail_worker")
+def test_the_command_counts_the_line(cli: Cli, ids: dict[str, str]) -> None:
     answer = cli("why", ids["ready"], "--json").data
     assert [one["code"] for one in answer["why"]] == ["behind"]
     assert "1 of higher priority and 1 due earlier" in answer["why"][0]["text"]

@@ -20,8 +20,6 @@ from sitq.cli._serve import serve
 from sitq.core import Task
 from sitq.exceptions import UnsupportedError
 
-Produce = Callable[..., str]
-
 
 class App:
     """A folder with an app in it, and this process as its producer."""
