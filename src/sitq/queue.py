@@ -278,9 +278,9 @@ class TaskQueue:
 
     def _refuse_what_is_missing(self, options: TaskOptions) -> None:
         has = self.backend.capabilities
-        if Capability.QUEUES not in has and (options.queue != "default" or options.priority):
+        if (options.queue != "default" or options.priority) and Capability.QUEUES not in has:
             self._missing("queue and priority need", Capability.QUEUES)
-        if Capability.UNIQUE not in has and options.unique is not None:
+        if options.unique is not None and Capability.UNIQUE not in has:
             self._missing("unique needs", Capability.UNIQUE)
 
     def _missing(self, what: str, capability: Capability) -> NoReturn:
