@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from datetime import datetime
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 from sitq._processes import CannotStartError, ChildDiedError, ProcessPool
@@ -193,14 +194,16 @@ class Executor:
         _current.set(current)
         if self._queue.contextvars:
             self._set_contextvars(current)
-        innermost = partial(self.invoke, run, call)
         layers = self._queue.middleware
+        if run.options.timeout is None and not layers:
+            return await self.invoke(run, call)
+        innermost = partial(self.invoke, run, call)
         if run.options.timeout is None:
-            return await (_wrapped(layers, current, innermost) if layers else innermost())
+            return await _wrapped(layers, current, innermost)
         limit = asyncio.timeout(run.options.timeout)
         try:
             async with limit:
-                return await (_wrapped(layers, current, innermost) if layers else innermost())
+                return await _wrapped(layers, current, innermost)
         except TimeoutError as error:
             if limit.expired():
                 raise _TimedOut(f"took longer than {run.options.timeout:g} seconds") from error
@@ -209,7 +212,7 @@ class Executor:
     async def invoke(self, run: Run, call: Call) -> Any:
         """Call the function where it belongs: async on the loop, plain in a thread."""
         function, args, kwargs = call
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        if _is_async(function):
             return await function(*args, **kwargs)
         value = await self._in_thread(run, partial(function, *args, **kwargs))
         return await value if inspect.iscoroutine(value) else value
@@ -315,6 +318,13 @@ class Executor:
 def _needs_a_process(run: Run, processes: ProcessPool) -> bool:
     """Say whether a task must not run in the worker's own process: it says so itself, or it may have ended one."""
     return run.options.executor == "process" or (run.reserved.crashes > 0 and processes.can_take(run.reserved))
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Say whether calling `function` makes a coroutine; what nearly all tasks are is found out without `inspect`."""
+    if type(function) is FunctionType and function.__code__.co_flags & inspect.CO_COROUTINE:
+        return True
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 class _Undecodable(Exception):  # noqa: N818 (a step's verdict; `cause` is the error)

@@ -213,15 +213,12 @@ class SQLiteBackend(ByteBackend):
         store = await self._open()
 
         def give_back(rows: list[tuple[Any, ...]]) -> None:
-            outcomes = [Outcome.released(task.id, task.fence) for task in self._reserved(rows)]
+            outcomes = [Outcome.released(task.id, task.fence) for task in reserved_from(rows, self._clock)]
             if outcomes:
                 store.write_unheard(self._clock, lambda tx: _work.settle(tx, outcomes))
 
         rows = await store.write(self._clock, lambda tx: _work.reserve(tx, worker, max_tasks), give_back)
-        return self._reserved(rows)
-
-    def _reserved(self, rows: list[tuple[Any, ...]]) -> list[ReservedTask]:
-        return [reserved_from(row, self._clock) for row in rows]
+        return reserved_from(rows, self._clock)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
         size = sum(ROW_BYTES + len(o.result.payload or b"") for o in outcomes if o.result is not None)

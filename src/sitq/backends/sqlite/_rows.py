@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sitq.backends._view import expired_result
 from sitq.backends.sqlite._clock import Clock
@@ -19,6 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 NewRow = tuple[Any, ...]
+T = TypeVar("T", bound=Task)
 STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
 STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
 _DEFAULTS = TaskOptions()
@@ -37,6 +38,11 @@ def seconds(moment: datetime | None) -> float | None:
 
 def _moment(stamp: float | None) -> datetime | None:
     return None if stamp is None else datetime.fromtimestamp(stamp, UTC)
+
+
+@lru_cache(maxsize=16)  # what is reserved together ends together
+def _moment_of_lease(stamp: float) -> datetime:
+    return datetime.fromtimestamp(stamp, UTC)
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -65,41 +71,47 @@ TASK_COLUMNS = """id, status, name, queue, priority, options, created_at, due, e
 
 def task_from(row: tuple[Any, ...], clock: Clock) -> Task:
     """Return the task in a row of `TASK_COLUMNS` and payload. A queued task past its `expires` has failed."""
-    task = Task(**_task_fields(row, clock))
+    task = _fill(Task, row, clock.now() - clock.lease_now())
     if task.status == Status.QUEUED and row[8] is not None and row[8] <= clock.now():
         task.status, task.reason = Status.FAILED, Reason.EXPIRED
     return task
 
 
-def reserved_from(row: tuple[Any, ...], clock: Clock) -> ReservedTask:
-    """Return the reserved task in a row of `TASK_COLUMNS` and payload."""
-    return ReservedTask(**_task_fields(row, clock), reserved_at=_moment(row[18]))
+def reserved_from(rows: Iterable[tuple[Any, ...]], clock: Clock) -> list[ReservedTask]:
+    """Return the reserved tasks in rows of `TASK_COLUMNS` and payload."""
+    lease_offset = clock.now() - clock.lease_now()
+    reserved = []
+    for row in rows:
+        task = _fill(ReservedTask, row, lease_offset)
+        task.reserved_at = _moment(row[18])
+        reserved.append(task)
+    return reserved
 
 
-def _task_fields(row: tuple[Any, ...], clock: Clock) -> dict[str, Any]:
+def _fill(kind: type[T], row: tuple[Any, ...], lease_offset: float) -> T:
+    """Make a task of a row; `lease_offset` leads from the lease clock to wall time."""
     (
         task_id, status, name, queue, priority, options, created, due, _expires, attempt, crashes, solo_crashes,
         fence, worker_id, lease_until, cancel_requested, progress, reason, _reserved, payload,
     ) = row  # fmt: skip
-    lease_ends = None if lease_until is None else clock.now() + lease_until - clock.lease_now()
-    return {
-        "id": task_id,
-        "status": STATUSES[status],
-        "name": name,
-        "payload": payload,
-        "options": _simple_options(queue, priority) if options is None else _options_from(queue, priority, options),
-        "created_at": datetime.fromtimestamp(created, UTC),
-        "eta": _moment(due) if due > created else None,
-        "attempt": attempt,
-        "crashes": crashes,
-        "solo_crashes": solo_crashes,
-        "fence": fence or None,
-        "worker_id": worker_id,
-        "lease_expires_at": _moment(lease_ends),
-        "cancel_requested": bool(cancel_requested),
-        "progress": None if progress is None else json.loads(progress),
-        "reason": reason,
-    }
+    return kind(
+        id=task_id,
+        status=STATUSES[status],
+        name=name,
+        payload=payload,
+        options=_simple_options(queue, priority) if options is None else _options_from(queue, priority, options),
+        created_at=datetime.fromtimestamp(created, UTC),
+        eta=datetime.fromtimestamp(due, UTC) if due > created else None,
+        attempt=attempt,
+        crashes=crashes,
+        solo_crashes=solo_crashes,
+        fence=fence or None,
+        worker_id=worker_id,
+        lease_expires_at=None if lease_until is None else _moment_of_lease(lease_offset + lease_until),
+        cancel_requested=bool(cancel_requested),
+        progress=None if progress is None else json.loads(progress),
+        reason=reason,
+    )
 
 
 # --- options --------------------------------------------------------------------------------------------------------
