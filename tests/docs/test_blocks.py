@@ -1,13 +1,15 @@
 """Every code block of the documentation runs, page by page; `blocks` says by which conventions."""
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from docs.blocks import ROOT, blocks_of, pages
 from docs.page import Page, fits
 
-REFERENCE = ROOT / "docs" / "reference" / "cli.md"  # its commands stand for any store; tests/cli runs them all
+REFERENCE = ROOT / "docs" / "reference" / "cli.md"  # its commands stand for any store: parsed here, run by tests/cli
 RUN = [page for page in pages() if page != REFERENCE and blocks_of(page)]
 
 
@@ -15,6 +17,20 @@ RUN = [page for page in pages() if page != REFERENCE and blocks_of(page)]
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
     with Page(page, tmp_path) as running:
         running.run()
+
+
+def test_the_commands_of_the_reference_are_understood() -> None:
+    import typer
+
+    from sitq.cli._app import app
+
+    group: Any = typer.main.get_command(app)
+    lines = [line for block in blocks_of(REFERENCE) for line in block.text.splitlines() if line.startswith("$ sitq ")]
+    assert lines
+    for line in lines:
+        name, *arguments = shlex.split(line)[2:]
+        command = group.commands[name]
+        assert command.make_context(name, arguments, resilient_parsing=False), line
 
 
 def test_every_block_says_what_it_is() -> None:
