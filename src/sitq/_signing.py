@@ -100,7 +100,7 @@ def network_serializer(keys: Mapping[str, bytes] | None, store: str) -> SignedSe
     if not os.environ.get("SITQ_SECRET_KEY", "").strip():
         raise ValidationError(
             f"{store} can be written to over the network, so its payloads are signed, and there is no key. Set "
-            "SITQ_SECRET_KEY to the same secret everywhere (`openssl rand -hex 32`), or pass signing_keys={id: secret}; "
+            "SITQ_SECRET_KEY to the same secret everywhere (`openssl rand -hex 32`), pass signing_keys={id: secret}, "
             "or choose a serializer: TaskQueue(…, serializer=JsonSerializer()), which runs no code, or "
             "CloudpickleSerializer() where everybody who can write to the store may run code in the workers."
         )

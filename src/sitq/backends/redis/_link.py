@@ -1,0 +1,181 @@
+"""Connections: a line runs batches of operations, one script call each, and gets over what passes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import MovedError, NoScriptError, RedisError
+
+from sitq._group_commit import Lane, Operation
+from sitq.backends.redis._errors import explain, is_passing
+from sitq.backends.redis._scripts import SCRIPT, SHA
+from sitq.exceptions import BackendError
+
+__all__ = ["Call", "Line", "Settings", "connect"]
+
+_PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # seconds before a repeat, the last one again and again
+_SYNC_PATIENCE = 10.0  # seconds; with appendfsync everysec the disk has it after one
+
+Call = tuple[str, Sequence[Any]]
+"""An operation of the script: its name and its arguments."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Settings:
+    """How a namespace is reached. One object for all handles: a cluster's redirection is found out once."""
+
+    url: str
+    namespace: str
+    durability: str
+    allowed_policy: str | None
+    retry_for: float
+    timeout: float
+    address: dict[str, Any] = field(default_factory=dict)  # of the node that has the namespace, in a cluster
+    offset: int = 0  # microseconds; tests move the clock by it
+
+    @property
+    def prefix(self) -> str:
+        """What all keys begin with: in braces, so that a cluster keeps them on one node."""
+        return f"{{sitq:{self.namespace}}}"
+
+    @property
+    def where(self) -> str:
+        """Where the store is, without the password."""
+        host = self.url.split("://", 1)[1].rpartition("@")[2].split("?", 1)[0]
+        return f"{self.url.split('://', 1)[0]}://{host}"
+
+    def connection(self) -> AbstractConnection:
+        """Make a connection, not open yet. What fails is not tried again by the driver, but by us."""
+        pool = ConnectionPool.from_url(
+            self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout,
+            socket_connect_timeout=self.timeout, socket_keepalive=True, client_name="sitq",
+        )  # fmt: skip
+        pool.connection_kwargs.update(self.address)
+        return pool.connection_class(**pool.connection_kwargs)
+
+
+async def connect(connection: AbstractConnection) -> None:
+    """Open a connection."""
+    await connection.connect()  # type: ignore[no-untyped-call]
+
+
+class Line:
+    """One connection, made when it is needed and again when it is lost. The executor of a `CommitTask`.
+
+    `syncs` names the lanes whose batches wait until the server has written them to its disk.
+    """
+
+    def __init__(self, settings: Settings, syncs: frozenset[Lane] = frozenset()) -> None:
+        self.settings = settings
+        self.syncs = syncs
+        self.batches = 0
+        self._connection: AbstractConnection | None = None
+        self._run_id = b""
+
+    async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
+        """Run a batch on the server; repeat it while it fails for a reason that passes."""
+        sync = any(operation.lane in self.syncs for operation in batch)
+        deadline = time.monotonic() + self.settings.retry_for
+        repeats = 0
+        while True:
+            try:
+                answers = await self._run([operation.work for operation in batch], repeats > 0, sync)
+            except (RedisError, OSError) as error:
+                await self.drop()
+                if isinstance(error, MovedError):
+                    self.settings.address |= {"host": error.host, "port": error.port}
+                elif not is_passing(error) or time.monotonic() >= deadline:
+                    raise
+                else:
+                    self.settings.address.clear()
+                pause = _PAUSES[min(repeats, len(_PAUSES) - 1)]
+                repeats += 1
+                await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 (others were cut off as well)
+            except BaseException:  # cancelled: an answer may be on its way
+                await self.drop()
+                raise
+            else:
+                self.batches += 1
+                return [self.explain(item) if isinstance(item, Exception) else item for item in answers]
+
+    async def command(self, *words: Any) -> Any:
+        """Send one command of Redis, without repeats."""
+        connection = await self._connected()
+        await connection.send_command(*words)
+        return await connection.read_response()
+
+    def is_about_data(self, error: Exception) -> bool:
+        """Say no: one operation's error is its own answer, and the others were done."""
+        return False
+
+    def explain(self, error: Exception) -> BackendError:
+        """Make the error for one caller."""
+        return error if isinstance(error, BackendError) else explain(error, self.settings.where)
+
+    async def drop(self) -> None:
+        """Close the connection; the next batch makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(RedisError, OSError):
+                await connection.disconnect(nowait=True)
+
+    async def close(self) -> None:
+        """Close the connection and wait until it is closed."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(RedisError, OSError):
+                await connection.disconnect()
+
+    async def _connected(self) -> AbstractConnection:
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self.settings.connection()
+            await connect(connection)
+            await connection.send_command("INFO", "server")
+            info: bytes = await connection.read_response()
+            # This server, since its start: a connection does not outlive it, so what is said on it is said to this one.
+            self._run_id = next(line[7:] for line in info.splitlines() if line.startswith(b"run_id:"))
+        return connection
+
+    async def _run(self, calls: Sequence[Call], again: bool, sync: bool) -> list[Any]:
+        connection = await self._connected()
+        words: list[Any] = ["EVALSHA", SHA, 1, self.settings.prefix, self._run_id, self.settings.offset]
+        for name, arguments in calls:
+            if name == "accept":
+                words += (name, len(arguments) + 1, int(again))
+            else:
+                words += (name, len(arguments))
+            words += arguments
+        packed = connection.pack_command(*words)
+        if sync:
+            packed += connection.pack_command("WAITAOF", 1, 0, round(_SYNC_PATIENCE * 1000))
+        await connection.send_packed_command(packed)
+        try:
+            answers: list[Any] = await connection.read_response()
+        except NoScriptError:
+            if sync:
+                await connection.read_response()
+            await connection.send_command("SCRIPT", "LOAD", SCRIPT)
+            await connection.read_response()
+            return await self._run(calls, again, sync)
+        if sync:
+            synced = await connection.read_response(timeout=_SYNC_PATIENCE + self.settings.timeout)
+            if not synced or synced[0] < 1:
+                raise BackendError(
+                    f"{self.settings.where}: done, but not on the server's disk within {_SYNC_PATIENCE:g} seconds: "
+                    "look at its disk and its log"
+                )
+        for answer in answers:
+            if isinstance(answer, Exception) and is_passing(answer):
+                raise answer  # a replica, for example: nothing was written
+        return answers
