@@ -13,6 +13,7 @@ from typing import Any
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what child processes print is not an answer
+sys.path[0] = ""  # the page's folder, as at the prompt
 namespace = sys.modules["__main__"].__dict__
 namespace.pop("__file__", None)  # as at the prompt: functions travel by value
 

@@ -35,11 +35,13 @@ class Page:
         self._background: list[_Background] = []
         tools = folder / ".tools"
         tools.mkdir()
-        _tool(tools / "python", f'exec "{sys.executable}" "$@"\n')
-        _tool(tools / "sitq", f'exec "{sys.executable}" -m sitq "$@"\n')
+        _tool(tools / "python", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        _tool(
+            tools / "sitq", f"#!{sys.executable}\nimport sys\nfrom sitq.cli import main\nsys.exit(main())\n"
+        )  # as pip
         self._env = {
             "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(folder)]),
+            "PYTHONPATH": str(ROOT / "src"),
             "HOME": str(folder),
             "COLUMNS": "100",
             "NO_COLOR": "1",
@@ -203,7 +205,7 @@ def _commands(text: str) -> list[tuple[str, list[str]]]:
 
 
 def _tool(path: Path, text: str) -> None:
-    path.write_text(f"#!/bin/sh\n{text}")
+    path.write_text(text)
     path.chmod(0o755)
 
 
