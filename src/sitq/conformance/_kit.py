@@ -68,6 +68,9 @@ class Kit:
     `functools.partial(MyBackend, path)`.
     """
 
+    model_divisor = 1
+    """A slow store takes this many times fewer steps in the model test (2,000 by default)."""
+
     def advance(self, backend: Backend, seconds: float) -> None:
         """Move the store's clock ahead. Without this hook the suite lets short real times pass instead."""
         raise NotImplementedError

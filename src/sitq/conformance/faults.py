@@ -36,13 +36,13 @@ class FaultTests(Kit):
     ) -> None:
         """Each method fails at its first two calls: every acknowledged task still ends once, with its result."""
         methods = [name for name in _METHODS if self._survivable(backend, name, fault)]
+        faults = dict.fromkeys(range(2), fault)
         if self.persistent and Capability.QUEUES not in backend.capabilities:
-            for method in methods:  # they would take each other's tasks
-                await self._run(make_backend(), {method: dict.fromkeys(range(2), fault)})
+            await self._run(make_backend(), dict.fromkeys(methods, faults))  # apart, they would take each other's tasks
             return
         async with asyncio.TaskGroup() as group:
             for method in methods:
-                group.create_task(self._run(make_backend(), {method: dict.fromkeys(range(2), fault)}))
+                group.create_task(self._run(make_backend(), {method: faults}))
 
     @pytest.mark.parametrize("seed", range(3))
     async def test_all_may_fail_at_random(

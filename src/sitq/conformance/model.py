@@ -381,4 +381,4 @@ class ModelTests(Kit):
         self, backend: Backend, make_backend: Callable[[], Backend]
     ) -> None:
         """Whatever producers, workers and operators do in whatever order, every task reads as the contract says."""
-        await asyncio.to_thread(run_model, self, make_backend)
+        await asyncio.to_thread(run_model, self, make_backend, STEPS // self.model_divisor)

@@ -56,8 +56,13 @@ class Feature:
 class Verdicts:
     """A pytest plugin that collects what the suite says."""
 
-    features: list[Feature] = field(default_factory=list)
+    _features: dict[tuple[str, str], Feature] = field(default_factory=dict)
     _claims: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def features(self) -> list[Feature]:
+        """What was found, in the order of the suite."""
+        return list(self._features.values())
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Remember what each test is about."""
@@ -67,18 +72,20 @@ class Verdicts:
             lacks = [c for c in getattr(test, "sitq_without", ()) if isinstance(c, Capability)]
             words = " ".join(f"no {c.name}" for c in lacks) or " ".join(str(c.name) for c in dict.fromkeys(needs))
             first_line = (inspect.getdoc(test) or item.name).partition("\n")[0]
-            callspec = getattr(item, "callspec", None)
-            self._claims[item.nodeid] = (first_line + (f" [{callspec.id}]" if callspec else ""), words or "the six")
+            self._claims[item.nodeid] = (first_line, words or "the six")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Turn an outcome into a verdict."""
-        text, capability = self._claims[report.nodeid]
+        claim = self._claims[report.nodeid]
+        before = self._features.get(claim)
         if report.failed:
-            self.features.append(Feature(text, capability, "BROKEN", _last_line(report)))
-        elif report.skipped:
-            self.features.append(Feature(text, capability, "not claimed"))
-        elif report.when == "call":
-            self.features.append(Feature(text, capability, "kept"))
+            self._features[claim] = Feature(
+                *claim, "BROKEN", f"{report.nodeid.rpartition('::')[2]}: {_first_line(report)}"
+            )
+        elif report.skipped and before is None:
+            self._features[claim] = Feature(*claim, _why_skipped(report))
+        elif report.when == "call" and before is None:
+            self._features[claim] = Feature(*claim, "kept")
 
 
 def run(target: str) -> int:
@@ -100,7 +107,7 @@ def run(target: str) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="sitq-") as root:
             options = [
-                str(Path(__file__).with_name("_target.py")), "-q", "--tb=short", "-p", "no:cacheprovider",
+                str(Path(__file__).with_name("_target.py")), "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:randomly",
                 f"--rootdir={root}", "-c", os.devnull, "-o", "python_files=_target.py",
                 f"--basetemp={Path(root, 'stores')}",
             ]  # fmt: skip
@@ -135,10 +142,13 @@ def takes_folder(make: Callable[..., Backend]) -> bool:
 
 def _lines(target: str, features: list[Feature], claimed: Capability) -> list[str]:
     width = max((len(feature.capability) for feature in features), default=0)
-    lines = [f"{feature.verdict:<11}  {feature.capability:<{width}}  {feature.text}" for feature in features]
+    lines = [f"{feature.verdict:<13}  {feature.capability:<{width}}  {feature.text}" for feature in features]
     broken = [feature for feature in features if feature.verdict == "BROKEN"]
     kept = sum(feature.verdict == "kept" for feature in features)
-    lines += ["", f"{target}: {kept} kept, {len(broken)} broken, {len(features) - kept - len(broken)} not claimed"]
+    lines += [
+        "",
+        f"{target}: {kept} kept, {len(broken)} broken, {len(features) - kept - len(broken)} not claimed or not looked at",
+    ]
     lines.append(f"claims: {', '.join(str(c.name) for c in claimed) or 'the six methods'}")
     lines.append(f"level reached: {_level(claimed, broken)}")
     lines += [text for capability, text in _MISSING.items() if capability not in claimed]
@@ -160,6 +170,13 @@ def _level(claimed: Capability, broken: list[Feature]) -> str:
     return reached
 
 
-def _last_line(report: pytest.TestReport) -> str:
+def _why_skipped(report: pytest.TestReport) -> str:
+    """Tell what is not claimed from what was not looked at, because a hook of the suite is missing."""
+    reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
+    word = reason.rpartition(" ")[2]
+    return "not claimed" if word in Capability.__members__ else "not looked at"
+
+
+def _first_line(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     return str(crash.message if crash is not None else report.longrepr).strip().partition("\n")[0]

@@ -15,6 +15,7 @@ from sitq.core import (
     Accepted,
     Cancelled,
     Extended,
+    Finding,
     Held,
     NewTask,
     Outcome,
@@ -125,6 +126,10 @@ class FaultyBackend(Backend):
         self.capabilities = self.backend.capabilities
         self.poll_interval = self.backend.poll_interval
 
+    async def connect_existing(self) -> None:
+        await self._call("connect_existing", self.backend.connect_existing)
+        self.capabilities = self.backend.capabilities
+
     async def close(self) -> None:
         await self._call("close", self.backend.close)
 
@@ -170,6 +175,9 @@ class FaultyBackend(Backend):
     async def wait_for_result(self, task_id: str, timeout: float) -> Result | None:
         method = self._method("wait_for_result", super().wait_for_result)
         return await self._call("wait_for_result", lambda: method(task_id, timeout))
+
+    async def diagnose(self) -> Sequence[Finding]:
+        return await self._call("diagnose", self.backend.diagnose)
 
     def clone(self) -> Self:
         fault = self._faults.next("clone")
