@@ -7,6 +7,7 @@ another. What the store says afterwards must agree with both.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 from collections import defaultdict
@@ -26,7 +27,7 @@ from sitq.core import utcnow
 from sitq.queue import TaskQueue
 from sitq.worker import Worker
 
-_KILLS = 6
+_KILLS = int(os.environ.get("SITQ_CRASH_KILLS", "6"))
 _LEASE = 1.0
 _NO_LEASE = 1_000_000.0  # leases switched off, as good as
 

@@ -107,7 +107,8 @@ def run(target: str) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="sitq-") as root:
             options = [
-                str(Path(__file__).with_name("_target.py")), "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:randomly",
+                str(Path(__file__).with_name("_target.py")), "-q", "--tb=short", "-p", "no:cacheprovider",
+                "-p", "no:randomly",
                 f"--rootdir={root}", "-c", os.devnull, "-o", "python_files=_target.py",
                 f"--basetemp={Path(root, 'stores')}",
             ]  # fmt: skip
@@ -145,10 +146,8 @@ def _lines(target: str, features: list[Feature], claimed: Capability) -> list[st
     lines = [f"{feature.verdict:<13}  {feature.capability:<{width}}  {feature.text}" for feature in features]
     broken = [feature for feature in features if feature.verdict == "BROKEN"]
     kept = sum(feature.verdict == "kept" for feature in features)
-    lines += [
-        "",
-        f"{target}: {kept} kept, {len(broken)} broken, {len(features) - kept - len(broken)} not claimed or not looked at",
-    ]
+    rest = len(features) - kept - len(broken)
+    lines += ["", f"{target}: {kept} kept, {len(broken)} broken, {rest} not claimed or not looked at"]
     lines.append(f"claims: {', '.join(str(c.name) for c in claimed) or 'the six methods'}")
     lines.append(f"level reached: {_level(claimed, broken)}")
     lines += [text for capability, text in _MISSING.items() if capability not in claimed]
