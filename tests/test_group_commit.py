@@ -25,6 +25,7 @@ class Store:
         self.begun, self.gate = threading.Event(), threading.Event()
         self.gate.set()
         self.is_closed = False
+        self.suspended = 0
 
     def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
         self.begun.set()
@@ -47,6 +48,9 @@ class Store:
 
     def tidy(self) -> None:
         """Nothing waits."""
+
+    def suspend(self) -> None:
+        self.suspended += 1
 
     def close(self) -> None:
         self.is_closed = True
@@ -257,3 +261,21 @@ def test_a_large_operation_is_not_starved_by_small_ones_of_the_other_lane() -> N
         lanes.add(operation_of(Lane.WORK, 1, 1024))
         batches.append([operation.work for operation in lanes.take()])
     assert [-1] in batches
+
+
+async def test_a_pause_waits_for_the_batch_and_holds_up_the_next() -> None:
+    async with Driven() as driven:
+        driven.store.gate.clear()
+        first: asyncio.Task[Any] = asyncio.create_task(driven.thread.run(Operation(Lane.WORK, "a")))
+        await asyncio.to_thread(driven.store.begun.wait, 60)
+        assert not driven.thread.pause(0.01)
+        assert driven.store.suspended == 0
+        driven.store.gate.set()
+        assert await first == "did a"
+        assert driven.thread.pause(60)
+        assert driven.store.suspended == 1
+        second: asyncio.Task[Any] = asyncio.create_task(driven.thread.run(Operation(Lane.WORK, "b")))
+        await asyncio.sleep(0.02)
+        assert driven.store.batches == [["a"]]
+        driven.thread.resume()
+        assert await second == "did b"

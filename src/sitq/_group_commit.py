@@ -203,6 +203,9 @@ class BlockingExecutor(Executor, Protocol):
     def tidy(self) -> None:
         """Do what can wait until the answers are out."""
 
+    def suspend(self) -> None:
+        """Let go of the store until the next `execute`; called by another thread, between two batches."""
+
     def close(self) -> None:
         """Let go of the store."""
 
@@ -219,6 +222,8 @@ class CommitThread:
         self._open_executor = open_executor
         self._inbox: SimpleQueue[Operation[Any] | None] = SimpleQueue()
         self._lock = threading.Lock()
+        self._busy = threading.Lock()  # held while the store is touched
+        self._executor: BlockingExecutor | None = None
         self._refusal: BackendError | None = None
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -243,9 +248,22 @@ class CommitThread:
         """Finish what was handed in and end; `closed` tells when."""
         self._inbox.put(None)
 
+    def pause(self, timeout: float) -> bool:
+        """Let go of the store after the batch in flight, and start none until `resume`; False: it takes longer."""
+        if not self._busy.acquire(timeout=timeout):
+            return False
+        if self._executor is not None:
+            self._executor.suspend()
+        return True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._busy.release()
+
     def _main(self) -> None:
         try:
-            executor = self._open_executor()
+            with self._busy:
+                executor = self._executor = self._open_executor()
         except Exception as error:  # noqa: BLE001 (whoever waits for `opened` gets it)
             self._refuse(error if isinstance(error, BackendError) else BackendError(str(error)))
             self.opened.set_exception(error)
@@ -256,7 +274,9 @@ class CommitThread:
             self._serve(executor)
         finally:
             self._refuse(BackendError("the store was closed: connect to it again"))
-            executor.close()
+            with self._busy:
+                self._executor = None
+                executor.close()
             self.closed.set_result(None)
 
     def _serve(self, executor: BlockingExecutor) -> None:
@@ -265,8 +285,9 @@ class CommitThread:
         while True:
             operations = lanes.take()
             if operations:
-                self._commit(Batch(operations, executor), executor)
-                executor.tidy()
+                with self._busy:
+                    self._commit(Batch(operations, executor), executor)
+                    executor.tidy()
             elif stopping:
                 return
             for operation in self._arrivals(wait=not operations):

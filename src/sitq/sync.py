@@ -242,6 +242,7 @@ class _Portal:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
+        self._pending: set[concurrent.futures.Future[Any]] = set()
         self._thread = threading.Thread(target=self._main, name="sitq-portal", daemon=True)
         self._thread.start()
 
@@ -250,7 +251,15 @@ class _Portal:
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise SitqError("this blocks until the queue's own thread is free, and was called in that very thread")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return future
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody waits for an answer."""
+        return not self._pending
 
     def close(self, queue: TaskQueue, timeout: float | None = None) -> None:
         """Close the queue, end the loop; whoever still waits for an answer hears that there will be none."""
@@ -291,9 +300,10 @@ def _after_fork_in_child() -> None:
 
 
 def _at_exit() -> None:
+    """Close what nobody uses; threads that wait at this moment are daemons, and end without a word."""
     for queue in list(_queues):
         portal, queue._portal = queue._portal, None
-        if portal is not None:
+        if portal is not None and portal.is_idle:
             try:
                 portal.close(queue.queue, _EXIT_WITHIN)
             except Exception:  # noqa: BLE001, S112 (what was acknowledged is stored; the process ends anyway)

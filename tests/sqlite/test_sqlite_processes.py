@@ -125,6 +125,116 @@ def test_a_fork_of_a_producer_starts_afresh_and_leaves_its_parent_in_peace(tmp_p
     assert said == ["['before', 'child']", "['after', 'before', 'child']"]
 
 
+FORK_OUTLIVES = """
+import asyncio, os, sys
+from sitq.backends.sqlite import SQLiteBackend
+from sqlite.store_kit import new
+
+backend = SQLiteBackend(sys.argv[1])
+asyncio.run(backend.enqueue_tasks([new("before")]))
+closed, tell = os.pipe()
+enqueued, answer = os.pipe()
+pid = os.fork()
+
+async def child():
+    await backend.enqueue_tasks([new("child")])
+    os.write(answer, b"x")
+    os.read(closed, 1)
+    await backend.enqueue_tasks([new("alone")])
+
+if pid == 0:
+    asyncio.run(child())
+    os._exit(0)
+
+async def parent():
+    await backend.enqueue_tasks([new("parent")])
+    os.read(enqueued, 1)
+    await backend.close()  # SQLite removes the log here when it takes this process for the last one
+    os.write(tell, b"x")
+
+asyncio.run(parent())
+assert os.waitpid(pid, 0)[1] == 0
+
+async def look():
+    async with SQLiteBackend(sys.argv[1]) as store:
+        print(sorted(task.id for task in await store.list_tasks()))
+
+asyncio.run(look())
+"""
+
+
+def test_a_fork_loses_nothing_when_its_parent_closes_first(tmp_path: Path) -> None:
+    assert run(FORK_OUTLIVES, tmp_path / "tasks.db") == "['alone', 'before', 'child', 'parent']"
+
+
+FORK_BESIDE_A_CONNECTION = """
+import asyncio, os, sqlite3, sys
+from sitq import BackendError
+from sitq.backends.sqlite import SQLiteBackend
+from sqlite.store_kit import new
+
+backend = SQLiteBackend(sys.argv[1])
+asyncio.run(backend.enqueue_tasks([new("before")]))
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("SELECT * FROM sitq_tasks").fetchall()
+pid = os.fork()
+if pid == 0:
+    try:
+        asyncio.run(backend.enqueue_tasks([new("child")]))
+    except BackendError as error:
+        print(str(error).partition(" ")[2], flush=True)
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+asyncio.run(backend.enqueue_tasks([new("after")]))
+"""
+
+
+def test_a_fork_beside_an_open_connection_is_refused_rather_than_risked(tmp_path: Path) -> None:
+    assert run(FORK_BESIDE_A_CONNECTION, tmp_path / "tasks.db").startswith("was open when this process was forked")
+
+
+FORK_WHILE_BUSY = """
+import asyncio, os, sys, threading
+from sitq.backends.sqlite import SQLiteBackend
+from sqlite.store_kit import new
+
+backend = SQLiteBackend(sys.argv[1])
+stop = threading.Event()
+
+def busy(name):
+    async def produce():
+        number = 0
+        while not stop.is_set():
+            await backend.enqueue_tasks([new(f"{name}-{number}")])
+            await backend.get_task(f"{name}-{number}")
+            number += 1
+    asyncio.run(produce())
+
+threads = [threading.Thread(target=busy, args=(name,)) for name in "ab"]
+for thread in threads:
+    thread.start()
+for number in range(15):
+    pid = os.fork()
+    if pid == 0:
+        asyncio.run(backend.enqueue_tasks([new(f"fork-{number}")]))
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+stop.set()
+for thread in threads:
+    thread.join()
+
+async def look():
+    async with SQLiteBackend(sys.argv[1]) as store:
+        print(len([task for task in await store.list_tasks(limit=100_000) if task.id.startswith("fork")]))
+
+asyncio.run(look())
+"""
+
+
+def test_a_fork_in_the_middle_of_writes_can_write(tmp_path: Path) -> None:
+    assert run(FORK_WHILE_BUSY, tmp_path / "tasks.db") == "15"
+
+
 def test_a_store_in_memory_does_not_cross_a_fork() -> None:
     said = run(FORK, ":memory:").splitlines()
     assert said == [

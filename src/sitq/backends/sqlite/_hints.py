@@ -12,20 +12,18 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Protocol
 
-__all__ = ["FileHint", "FileWatch", "Hint", "LocalHint", "PollWatch", "Watch", "kernel_wakes"]
+__all__ = ["FileHint", "FileWatch", "Hint", "LocalHint", "PollWatch", "Watch", "importing", "kernel_wakes"]
+
+importing = threading.Lock()
+"""Held while a module is imported: a fork in the middle of an import leaves that module locked for ever."""
 
 
 def kernel_wakes() -> bool:
     """Say whether the kernel tells of changed files here."""
-    if sys.platform != "linux":
-        return False
-    try:
-        import asyncinotify  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return sys.platform == "linux" and find_spec("asyncinotify") is not None
 
 
 class Watch(Protocol):
@@ -79,7 +77,8 @@ class FileWatch(EventWatch):
     """Hears of writes to a file through inotify. Raises `OSError` where the kernel has no more watches to give."""
 
     def __init__(self, path: str) -> None:
-        from asyncinotify import Inotify, Mask
+        with importing:
+            from asyncinotify import Inotify, Mask
 
         super().__init__()
         self._inotify = Inotify()

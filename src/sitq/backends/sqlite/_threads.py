@@ -31,9 +31,16 @@ class Executor:
     """What writer and reader have in common."""
 
     connection: sqlite3.Connection
+    _suspended = False
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    def suspend(self) -> None:
+        """Close the connection, so that a fork inherits none; the next batch opens another."""
+        if self._store.is_file:
+            self.connection.close()
+            self._suspended = True
 
     def is_about_data(self, error: Exception) -> bool:
         return _errors.is_about_data(error)
@@ -53,10 +60,16 @@ class Reader(Executor):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self.connection = _open.connect(store.settings.path, store.settings.busy_timeout)
+        self._connect()
+
+    def _connect(self) -> None:
+        self.connection = _open.connect(self._store.settings.path, self._store.settings.busy_timeout)
         self.connection.execute("PRAGMA query_only = TRUE")
+        self._suspended = False
 
     def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
+        if self._suspended:
+            self._connect()
         return [operation.work(self.connection) for operation in batch]
 
 
@@ -65,14 +78,23 @@ class Writer(Executor):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        settings = store.settings
-        self._path = settings.path
-        self._timeout = settings.busy_timeout
+        self._path = store.settings.path
+        self._timeout = store.settings.busy_timeout
         self._ckpt: int | None = None
+        self._level = ""
+        self._checkpointed = self._written = 0
+        self._connect()
+        try:
+            self._open_beside(store.settings)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _connect(self) -> None:
+        settings = self._store.settings
         self.connection = _open.open_database(self._path, settings.file_mode, settings.adopt, self._timeout)
         try:
-            store.epoch = _open.prepare(self.connection, self._path, self._timeout)
-            self._open_beside(settings)
+            self._store.epoch = _open.prepare(self.connection, self._path, self._timeout)
         except BaseException as error:
             self.connection.close()
             if isinstance(error, sqlite3.Error):
@@ -80,7 +102,7 @@ class Writer(Executor):
             raise
         self._level = "FULL"
         self._checkpointed = self.connection.total_changes
-        self._written = 0
+        self._suspended = False
 
     def _open_beside(self, settings: Settings) -> None:
         if not self._store.is_file:
@@ -93,6 +115,8 @@ class Writer(Executor):
         self._ckpt = os.open(f"{self._path}-ckpt", flags, settings.file_mode)
 
     def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
+        if self._suspended:
+            self._connect()
         accepts = [operation for operation in batch if operation.lane == Lane.ACCEPT]
         works = [operation for operation in batch if operation.lane != Lane.ACCEPT]
         self._begin(accepting=bool(accepts))
