@@ -150,6 +150,18 @@ class Session:
             if heartbeat is not None:
                 await heartbeat.stop()
             self._report.worker(EventName.WORKER_STOPPED)
+        await self._sign_off()
+
+    async def _sign_off(self) -> None:
+        """Have the store forget this worker: until its lease ends, it would look alive to operators."""
+        if not self._plan.leases:
+            return
+        try:
+            await self._backend.abandon_worker(self.info.id)
+        except (BackendError, OSError) as error:
+            logger.warning(
+                "cannot sign off (%s: %s): seen as alive for %g s", type(error).__name__, error, self.info.lease
+            )
 
     def _start_heartbeat(self) -> Heartbeat | None:
         if not self._plan.leases:

@@ -139,7 +139,9 @@ def _remark(task: Task, phase: Phase, now: datetime) -> str:
         return _plain(task.progress)
     if phase == Phase.FAILED and task.reason != "error":
         return task.reason or ""
-    return f"{task.crashes} crashes" if task.crashes and phase != Phase.COMPLETED else ""
+    return (
+        f"{task.crashes} crash{'' if task.crashes == 1 else 'es'}" if task.crashes and phase != Phase.COMPLETED else ""
+    )
 
 
 def _plain(value: Any) -> str:
