@@ -157,7 +157,10 @@ def _importable_module(module: str) -> str | None:
         return module
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
-    return str(spec.name) if spec is not None else _module_of_file(getattr(main, "__file__", None))
+    if spec is not None:
+        return str(spec.name)
+    # At its end a script loses `__file__`, while its threads go on: importing its name would run it once more.
+    return _module_of_file(getattr(main, "__file__", None) or getattr(getattr(main, "__loader__", None), "path", None))
 
 
 @lru_cache(maxsize=8)  # a worker asks for each task, and a path takes as long as everything else of decoding a call
