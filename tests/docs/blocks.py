@@ -16,7 +16,8 @@ An HTML comment in front of a block changes that:
 - `<!-- background -->`: the command goes on running once it has printed what is below it. `<!-- stop -->` interrupts
   it as Ctrl+C does, `<!-- kill -->` kills it; they stand alone, where that happens.
 - `export NAME=value` in a `console` block holds for the commands after it, background or not.
-- `<!-- let 9f3c21ab = command -->`: from here on, `9f3c21ab` stands for what the command prints.
+- `<!-- let 9f3c21ab = command -->`: from here on, `9f3c21ab` stands for what the command prints, in code and output.
+- `<!-- server postgres = postgresql://shop@db/shop -->`: from here on, this URL leads to a server of the tests.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 __all__ = ["ROOT", "Block", "blocks_of", "pages"]
 
 ROOT = Path(__file__).parents[2]
-_DIRECTIVES = ("hidden", "not run", "raises", "exits", "background", "stop", "kill", "let ")
+_DIRECTIVES = ("hidden", "not run", "raises", "exits", "background", "stop", "kill", "let ", "server ")
 _FENCE = re.compile(r"^( *)(`{3,})([^`\n]*)\n(.*?)^\1\2`* *$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!-- *(.*?)-->", re.DOTALL)
 _FILE = re.compile(r"^(?:#|//|--) ([\w/.-]+\.\w+|Dockerfile|crontab)\n")
@@ -81,7 +82,7 @@ def _blocks(text: str) -> Iterator[Block]:
             code = comment.removeprefix("hidden").lstrip("\n") + "\n"
             yield Block("console" if code.startswith("$ ") else "python", code, line, marks)
             marks = {}
-        elif comment in ("stop", "kill") or comment.startswith("let "):
+        elif comment in ("stop", "kill") or comment.startswith(("let ", "server ")):
             yield Block(comment.split()[0], comment, line)
         else:
             name, _, value = comment.partition(":")

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from docs.blocks import ROOT, Block, blocks_of
+from stores import SERVERS
 from waiting import DEADLINE
 
 __all__ = ["Page", "fits"]
 
-_EXPORT = re.compile(r"export (\w+)=(\S*)")
+_EXPORT = re.compile(r"export (\w+)=(.*)")
 _PRINTS = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
 
 
@@ -72,7 +73,7 @@ class Page:
         if block.file is not None:
             path = self.folder / block.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text)
+            path.write_text(self._put_words(block.text))
         check = _CHECKS.get(block.kind)
         if check is not None:
             check(block.text)
@@ -83,6 +84,9 @@ class Page:
         elif block.kind == "let":
             word, _, command = block.text.removeprefix("let ").partition(" = ")
             self._words[word] = self._shell(command, 0).strip()
+        elif block.kind == "server":
+            name, _, url = block.text.removeprefix("server ").partition(" = ")
+            self._words[url] = SERVERS[name]()
         elif block.kind in ("stop", "kill"):
             self._background.pop().end(signal.SIGINT if block.kind == "stop" else signal.SIGKILL)
 
@@ -96,7 +100,7 @@ class Page:
             )  # fmt: skip
         assert self._notebook.stdin is not None
         assert self._notebook.stdout is not None
-        self._notebook.stdin.write(json.dumps([block.text, f"{self.path.name}:{block.line}"]) + "\n")
+        self._notebook.stdin.write(json.dumps([self._put_words(block.text), f"{self.path.name}:{block.line}"]) + "\n")
         self._notebook.stdin.flush()
         line = self._notebook.stdout.readline()
         assert line, "the process ended"
@@ -116,7 +120,7 @@ class Page:
     def _console(self, block: Block) -> None:
         for command, wanted in _commands(block.text):
             if exported := _EXPORT.fullmatch(command):
-                self._env[exported[1]] = exported[2].strip("\"'")
+                self._env[exported[1]] = self._shell(f"printf %s {exported[2]}", 0)
                 continue
             if "background" in block.marks:
                 self._background.append(_Background(self._put_words(command), self.folder, self._env, self._fits))
