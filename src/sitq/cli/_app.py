@@ -10,6 +10,7 @@ import sitq
 from sitq.cli._conformance import conformance
 from sitq.cli._doctor import doctor
 from sitq.cli._explain import why
+from sitq.cli._migrate import migrate
 from sitq.cli._operate import cancel, pause, purge, resume, retry
 from sitq.cli._status import status
 from sitq.cli._tasks import show, tasks
@@ -40,5 +41,5 @@ def sitq_command(
     """  # noqa: D301 (typer's mark for lines to keep)
 
 
-for _command in (worker, status, tasks, show, why, retry, cancel, pause, resume, purge, doctor, conformance):
+for _command in (worker, status, tasks, show, why, retry, cancel, pause, resume, purge, doctor, migrate, conformance):
     app.command()(_command)

@@ -20,7 +20,7 @@ from sitq.backends.postgres._connect import DURABILITIES, Clock, Settings, Tx, c
 from sitq.backends.postgres._errors import explain
 from sitq.backends.postgres._rows import NewRow, new_row, reserved_from, result_from, task_from
 from sitq.backends.postgres._store import Store
-from sitq.backends.sqlite._wait import ResultWait, WorkWait
+from sitq.backends.postgres._wait import ResultWait, WorkWait
 from sitq.core import (
     Accepted,
     Cancelled,
@@ -186,8 +186,8 @@ class PostgresBackend(ByteBackend):
         store = self._stores.get(asyncio.get_running_loop())
         return store if store is not None and store.pid == os.getpid() else await self._connect()
 
-    async def _run(self, work: Callable[[Tx], Awaitable[T]], transaction: bool = False, repeat: bool = True) -> T:
-        return await (await self._open()).run(work, transaction, repeat)
+    async def _run(self, work: Callable[[Tx], Awaitable[T]], in_transaction: bool = False, repeat: bool = True) -> T:
+        return await (await self._open()).run(work, in_transaction, repeat)
 
     async def diagnose(self) -> Sequence[Finding]:
         return await self._run(_doctor.diagnose)
@@ -234,7 +234,7 @@ class PostgresBackend(ByteBackend):
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    async def _waits_of(self, store: Store) -> tuple[WorkWait, ResultWait]:
+    def _waits_of(self, store: Store) -> tuple[WorkWait, ResultWait]:
         waits = self._waits.get(store)
         if waits is None:
             work, done = store.listener.ear("work"), store.listener.ear("done")
@@ -243,15 +243,14 @@ class PostgresBackend(ByteBackend):
 
     async def wait_for_work(self, worker: WorkerInfo, timeout: float) -> None:
         store = await self._open()
-        wait, _ = await self._waits_of(store)
+        wait, _ = self._waits_of(store)
         await wait.wait(lambda: store.run(lambda tx: _reserve.next_work(tx, worker)), timeout)
 
     async def wait_for_result(self, task_id: str, timeout: float) -> Result | None:
         if timeout <= 0:
             return await self._read_result(task_id)
-        _, wait = await self._waits_of(await self._open())
-        result: Result | None = await wait.wait(task_id, timeout)
-        return result
+        _, wait = self._waits_of(await self._open())
+        return await wait.wait(task_id, timeout)
 
     async def _results(self, task_ids: list[str]) -> dict[str, Result]:
         rows = await self._run(lambda tx: _operate.read_results(tx, task_ids))
@@ -264,7 +263,7 @@ class PostgresBackend(ByteBackend):
         return None if row is None else task_from(row)
 
     async def update_task_status(self, task_id: str, status: str) -> None:
-        await self._run(lambda tx: _operate.set_status(tx, task_id, status), transaction=True)
+        await self._run(lambda tx: _operate.set_status(tx, task_id, status), in_transaction=True)
 
     async def _write_result(self, task_id: str, result: Result) -> None:
         await self._run(lambda tx: _operate.write_result(tx, task_id, result))
@@ -287,10 +286,10 @@ class PostgresBackend(ByteBackend):
     # --- operators ----------------------------------------------------------------------------------------------------
 
     async def cancel_tasks(self, task_ids: Sequence[str]) -> list[Cancelled]:
-        return await self._run(lambda tx: _operate.cancel(tx, task_ids), transaction=True)
+        return await self._run(lambda tx: _operate.cancel(tx, task_ids), in_transaction=True)
 
     async def requeue_tasks(self, task_ids: Sequence[str]) -> list[bool]:
-        return await self._run(lambda tx: _operate.requeue(tx, task_ids), transaction=True, repeat=False)
+        return await self._run(lambda tx: _operate.requeue(tx, task_ids), in_transaction=True, repeat=False)
 
     async def list_tasks(self, wanted: TaskFilter | None = None, limit: int = 100) -> list[Task]:
         return await self._run(lambda tx: _inspect.list_tasks(tx, wanted or TaskFilter(), limit))

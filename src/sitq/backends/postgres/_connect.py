@@ -15,7 +15,7 @@ import asyncpg
 from sitq.backends.postgres._errors import is_lost
 from sitq.exceptions import BackendError
 
-__all__ = ["DURABILITIES", "Clock", "Connections", "Settings", "Tx", "connect", "render"]
+__all__ = ["DURABILITIES", "Clock", "Connections", "Settings", "Tx", "connect", "render", "transaction"]
 
 DURABILITIES = ("relaxed", "full", "strict")  # each keeps what the one before it keeps
 
@@ -38,6 +38,11 @@ class Settings:
     statement_cache_size: int = 100
 
     @property
+    def is_pooled(self) -> bool:
+        """Say whether each transaction may meet another session."""
+        return self.statement_cache_size == 0
+
+    @property
     def name(self) -> str:
         """What the store is called in messages: where it is, without password."""
         parts = urlsplit(self.dsn)
@@ -54,13 +59,16 @@ class Clock:
         self.offset = 0.0
 
 
-async def connect(settings: Settings, dsn: str | None = None) -> Any:
-    """Connect to the server.
+# The statements are made for their indexes and for nested loops. By its statistics PostgreSQL may think that reading a
+# whole table is cheaper than 500 probes (at 50,000 rows it does), and that its compiler for expressions pays.
+_PLANNER = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+_BEGIN_READ_COMMITTED = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_BEGIN_POOLED = "; ".join([_BEGIN_READ_COMMITTED, *(f"SET LOCAL {name} = {value}" for name, value in _PLANNER.items())])
 
-    Through a pooler (`statement_cache_size=0`) nothing is asked of the session. Else the just-in-time compiler is
-    switched off: it takes longer than any of the statements.
-    """
-    session = {} if settings.statement_cache_size == 0 else {"jit": "off"}
+
+async def connect(settings: Settings, dsn: str | None = None) -> Any:
+    """Connect to the server. Through a pooler (`statement_cache_size=0`) nothing is asked of the session."""
+    session = {} if settings.is_pooled else _PLANNER
     return await asyncpg.connect(
         dsn or settings.dsn,
         timeout=_CONNECT_TIMEOUT,
@@ -134,6 +142,19 @@ class Connections:
             if getattr(transport, "_sock", None) is not None:
                 transport._sock.close()
                 transport._sock = None
+
+
+@asynccontextmanager
+async def transaction(connection: Any, settings: Settings) -> AsyncIterator[None]:
+    """Run a transaction; its first round trip sets what a session that is not ours lacks."""
+    await connection.execute(_BEGIN_POOLED if settings.is_pooled else _BEGIN_READ_COMMITTED)
+    try:
+        yield
+    except Exception as error:
+        if not is_lost(error):
+            await connection.execute("ROLLBACK")
+        raise
+    await connection.execute("COMMIT")
 
 
 # Time stands still for a statement. Asked for by the first part of each, since `now()` is the transaction's start.

@@ -44,14 +44,14 @@ PURGE = """
 ), forgotten AS (
     DELETE FROM {s}.sitq_workers AS w USING t WHERE w.seen + make_interval(secs => w.lease + 86400) < t.now
 )
-DELETE FROM {s}.sitq_tasks AS k USING gone WHERE k.seq = gone.seq RETURNING k.seq
+DELETE FROM {s}.sitq_tasks AS k WHERE k.seq = ANY (ARRAY(SELECT seq FROM gone)) RETURNING k.seq
 """
 _PURGE_MATCHING = """
 {begin}, gone AS MATERIALIZED (
     SELECT k.seq FROM t AS n, {s}.sitq_tasks AS k WHERE k.status >= 2 AND WHERE_CLAUSE LIMIT $3
     FOR UPDATE OF k SKIP LOCKED
 )
-DELETE FROM {s}.sitq_tasks AS k USING gone WHERE k.seq = gone.seq RETURNING k.seq
+DELETE FROM {s}.sitq_tasks AS k WHERE k.seq = ANY (ARRAY(SELECT seq FROM gone)) RETURNING k.seq
 """
 _PAUSE = "INSERT INTO {s}.sitq_queues VALUES ($1, $2) ON CONFLICT (queue) DO UPDATE SET paused = excluded.paused"
 

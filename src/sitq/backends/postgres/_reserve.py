@@ -45,7 +45,7 @@ expired AS MATERIALIZED (
 ), ended AS (
     UPDATE {{s}}.sitq_tasks AS k SET status = 3, outcome = 'failed', reason = 'expired', error = NULL,
         {at_end()}
-    FROM expired, t WHERE k.seq = expired.seq RETURNING k.seq
+    FROM t WHERE k.seq = ANY (ARRAY(SELECT seq FROM expired)) RETURNING k.seq
 )
 """
 EXPIRE = f"{{begin}}, {_END_EXPIRED} SELECT count(*) FROM ended"
@@ -60,7 +60,7 @@ _RESERVE = f"""
     LIMIT 500 FOR UPDATE SKIP LOCKED
 ), ended_cancelled AS (
     UPDATE {{s}}.sitq_tasks AS k SET {CANCELLED_RESULT}, {at_end()}
-    FROM cancelled, t WHERE k.seq = cancelled.seq RETURNING k.seq
+    FROM t WHERE k.seq = ANY (ARRAY(SELECT seq FROM cancelled)) RETURNING k.seq
 ), candidate AS MATERIALIZED (
     SELECT l.queue, l.priority, c.due, c.seq, false AS is_takeover FROM open AS l CROSS JOIN LATERAL (
         SELECT k.due, k.seq FROM {{s}}.sitq_tasks AS k WHERE {_READY} ORDER BY k.due, k.seq LIMIT $9
@@ -91,7 +91,7 @@ _RESERVE = f"""
         crashes = k.crashes + k.status, attempt = k.attempt + 1,
         fence = CASE WHEN k.fence > floor.fence THEN k.fence ELSE floor.fence END + 1,
         status = 1, worker_id = $3, reserved_at = t.now, lease_until = t.now + make_interval(secs => $5)
-    FROM picked, floor, t WHERE k.seq = picked.seq
+    FROM floor, t WHERE k.seq = ANY (ARRAY(SELECT seq FROM picked))
     RETURNING {TASK_COLUMNS}, false, k.payload, k.seq
 )
 SELECT *, (SELECT count(*) FROM ended) + (SELECT count(*) FROM ended_cancelled) FROM (SELECT) AS one

@@ -2,7 +2,8 @@
 
 One table holds a task from enqueue to purge. `seq` is the order of arrival; `status` is 0 queued, 1 running, 2
 completed, 3 failed. Times are the server's. Every index beside the two keys is partial, so a row is only in those its
-status needs.
+status needs. That makes every move a new entry in the keys (no update is HOT), and room kept in the pages
+(`fillfactor`) is in the way: a settle costs the server 29 us with 80, 22 with 90, 15 with 100.
 
 Fences are `epoch << 32 | n`. A crash of the server, or a failover, may lose what was reserved or settled in its last
 moments, and a fence must not be handed out twice. So the epoch stands in an unlogged table, which is emptied exactly
@@ -14,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sitq.backends.postgres._connect import Settings, render
+from sitq.backends.postgres._connect import Settings, Tx, render, transaction
 from sitq.exceptions import BackendError, SchemaError
 
 __all__ = ["MIGRATIONS", "VERSION", "Migration", "check", "enter_epoch", "migrate", "version_of"]
@@ -72,7 +73,6 @@ CREATE TABLE {s}.sitq_tasks (
     payload bytea,
     result bytea
 ) WITH (
-    fillfactor = 80,
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 1000,
     autovacuum_vacuum_insert_scale_factor = 0.1,
@@ -106,6 +106,11 @@ They only add, so that workers of the version before go on; one that cannot keep
 VERSION = len(MIGRATIONS)
 
 _SET_VERSION = "UPDATE {s}.sitq_meta SET value = '%d' WHERE key = 'version';\n"
+# Not to_regclass: what that has not found it remembers to the end of the transaction, past the wait for another's.
+_IS_THERE = """
+SELECT 1 FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = 'sitq_meta'
+"""
 _META = "SELECT key, value FROM {s}.sitq_meta WHERE key IN ('version', 'oldest')"
 
 
@@ -120,8 +125,7 @@ def scripts(schema: str, since: int = 0) -> list[Migration]:
 
 async def version_of(connection: Any, settings: Settings) -> int:
     """Return the version of the schema, 0 if it is not there. Raises `SchemaError` for one this sitq cannot use."""
-    name = render("{s}.sitq_meta", settings.schema)
-    if await connection.fetchval("SELECT to_regclass($1)", name) is None:
+    if await connection.fetchval(_IS_THERE, settings.schema) is None:
         return 0
     meta = dict(await connection.fetch(render(_META, settings.schema)))
     if int(meta["oldest"]) > VERSION:
@@ -149,7 +153,7 @@ async def check(connection: Any, settings: Settings, existing: bool = False) -> 
 
 async def migrate(connection: Any, settings: Settings) -> list[Migration]:
     """Bring the schema to `VERSION`; return what was done. One process at a time does it."""
-    async with connection.transaction():
+    async with transaction(connection, settings):
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('sitq migrate ' || $1::text))", settings.schema)
         todo = scripts(settings.schema, await version_of(connection, settings))
         for migration in todo:
@@ -167,14 +171,15 @@ WHERE key = 'epoch' RETURNING value::bigint
 _ENTER_EPOCH = "INSERT INTO {s}.sitq_epoch (epoch) VALUES ($1)"
 
 
-async def enter_epoch(connection: Any, settings: Settings) -> int:
-    """Return the epoch, entering a new one if the server has crashed since the last one was entered."""
-    schema = settings.schema
-    async with connection.transaction():
-        await connection.execute("SELECT set_config('synchronous_commit', 'on', true)")
-        await connection.fetch(render(_LOCK_EPOCH, schema))
-        epoch = await connection.fetchval(render(_EPOCH, schema))
-        if epoch is None:
-            epoch = await connection.fetchval(render(_NEXT_EPOCH, schema))
-            await connection.execute(render(_ENTER_EPOCH, schema), epoch)
-    return int(epoch)
+async def enter_epoch(tx: Tx) -> int:
+    """Return the epoch, entering a new one if the server has crashed since the last one was entered.
+
+    Runs inside a transaction.
+    """
+    await tx.plain("SELECT set_config('synchronous_commit', 'on', true)")
+    await tx.plain(_LOCK_EPOCH)
+    found = await tx.plain(_EPOCH)
+    if not found:
+        found = await tx.plain(_NEXT_EPOCH)
+        await tx.plain(_ENTER_EPOCH, found[0][0])
+    return int(found[0][0])

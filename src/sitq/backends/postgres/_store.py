@@ -15,7 +15,7 @@ import asyncpg
 from sitq._commit_task import CommitTask
 from sitq._group_commit import Lane, Operation
 from sitq.backends.postgres import _accept, _errors, _reserve, _schema, _settle
-from sitq.backends.postgres._connect import Clock, Connections, Settings, Tx
+from sitq.backends.postgres._connect import Clock, Connections, Settings, Tx, transaction
 from sitq.backends.postgres._listen import NOTIFY, Listener, channel
 from sitq.backends.postgres._rows import NewRow, reserved_from
 from sitq.core import Accepted, Outcome, WorkerInfo
@@ -92,25 +92,25 @@ class Store:
 
     # --- statements ---------------------------------------------------------------------------------------------------
 
-    async def run(self, work: Callable[[Tx], Awaitable[T]], transaction: bool = False, repeat: bool = True) -> T:
+    async def run(self, work: Callable[[Tx], Awaitable[T]], in_transaction: bool = False, repeat: bool = True) -> T:
         """Do `work` on a connection, in a transaction if asked. Raises `BackendError` for what PostgreSQL refuses."""
         try:
-            return await self.attempt(work, transaction, repeat)
+            return await self.attempt(work, in_transaction, repeat)
         except SitqError:
             raise
         except Exception as error:
             raise self.explain(error) from error
 
-    async def attempt(self, work: Callable[[Tx], Awaitable[T]], transaction: bool = False, repeat: bool = True) -> T:
+    async def attempt(self, work: Callable[[Tx], Awaitable[T]], in_transaction: bool = False, repeat: bool = True) -> T:
         """As `run`, with the driver's own errors. After a lost connection the same is done again: it is idempotent."""
         deadline = time.monotonic() + self.settings.retry_timeout
         pause, was_lost = _PAUSES[0], False
         while True:
             try:
-                return await self._once(work, transaction, was_lost)
+                return await self._once(work, in_transaction, was_lost)
             except Exception as error:
                 if _errors.lacks_epoch(error):
-                    await self._once(lambda tx: _schema.enter_epoch(tx.connection, self.settings), False, False)
+                    await self._once(_schema.enter_epoch, True, False)
                     continue
                 if not repeat or not _errors.is_passing(error) or time.monotonic() + pause > deadline or self._closing:
                     raise
@@ -118,13 +118,13 @@ class Store:
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
             pause = min(pause * 2, _PAUSES[1])
 
-    async def _once(self, work: Callable[[Tx], Awaitable[T]], transaction: bool, was_lost: bool) -> T:
+    async def _once(self, work: Callable[[Tx], Awaitable[T]], in_transaction: bool, was_lost: bool) -> T:
         async with self._connections.take() as connection:
             tx = Tx(connection, self.settings, self.clock, was_lost)
             # A pooler may give each statement that stands alone, and even its parse and its execution, to another
             # session.
-            if transaction or self.settings.statement_cache_size == 0:
-                async with connection.transaction():
+            if in_transaction or self.settings.is_pooled:
+                async with transaction(connection, self.settings):
                     result = await work(tx)
             else:
                 result = await work(tx)
@@ -182,7 +182,7 @@ class _Accepts(_Executor):
             accepted = await _accept.accept(_writer(tx), rows)
             return _as_first_told(rows, accepted) if tx.is_repeat else accepted
 
-        accepted = await self.store.attempt(work, transaction=_accept.has_keys(rows)) if rows else []
+        accepted = await self.store.attempt(work, in_transaction=_accept.has_keys(rows)) if rows else []
         return _cut(accepted, batch)
 
 
