@@ -244,7 +244,8 @@ class _Supervisor:
             logger.warning("cannot free the tasks of a dead worker (%s: %s)", type(error).__name__, error)
             return
         if freed:
-            logger.warning("%d tasks of the dead worker %s start again", freed, worker_id)
+            what = "1 task starts" if freed == 1 else f"{freed} tasks start"
+            logger.warning("%s again: the worker %s is dead", what, worker_id)
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
