@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sitq._signing import SignedSerializer
     from sitq.backends.memory import MemoryBackend
     from sitq.backends.postgres import PostgresBackend
+    from sitq.backends.redis import RedisBackend
     from sitq.backends.sqlite import SQLiteBackend
     from sitq.serialization import CloudpickleSerializer
     from sitq.sync import SyncTaskHandle, SyncTaskQueue
@@ -59,6 +60,7 @@ __all__ = [
     "Phase",
     "PostgresBackend",
     "Reason",
+    "RedisBackend",
     "Result",
     "ResultTimeoutError",
     "Retry",
@@ -91,6 +93,7 @@ _LAZY = {
     "JsonSerializer": "sitq._json",
     "MemoryBackend": "sitq.backends.memory",
     "PostgresBackend": "sitq.backends.postgres",
+    "RedisBackend": "sitq.backends.redis",
     "RunCounts": "sitq.worker",
     "SQLiteBackend": "sitq.backends.sqlite",
     "SignedSerializer": "sitq._signing",

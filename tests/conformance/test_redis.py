@@ -32,8 +32,8 @@ class TestValkey(BackendSuite):
     def sabotage(self, backend: Backend) -> None:
         assert isinstance(backend, RedisBackend)
         backend._settings.address["port"] = 1  # nobody listens there
-        assert backend._store is not None
-        for line in (backend._store._read_line, backend._store._write_line):
+        (store,) = backend._stores.values()
+        for line in (store._read_line, store._write_line):
             if line._connection is not None:
                 line._connection._writer.transport.abort()  # type: ignore[union-attr]
 

@@ -110,7 +110,7 @@ def _free_port() -> int:
 
 
 @cache
-def redis_url(kind: str = "valkey") -> str:
+def redis_url(kind: str) -> str:
     """Return the URL of the server of this test process, starting it if need be."""
     named = os.environ.get("SITQ_TEST_REDIS_URL")
     if named:

@@ -18,7 +18,11 @@ _BUILT_IN = {
     "memory": "sitq.backends.memory:MemoryBackend",
     "postgres": "sitq.backends.postgres:PostgresBackend",
     "postgresql": "sitq.backends.postgres:PostgresBackend",
+    "redis": "sitq.backends.redis:RedisBackend",
+    "rediss": "sitq.backends.redis:RedisBackend",
     "sqlite": "sitq.backends.sqlite:SQLiteBackend",
+    "valkey": "sitq.backends.redis:RedisBackend",
+    "valkeys": "sitq.backends.redis:RedisBackend",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -50,7 +51,6 @@ from sitq.serialization import Serializer
 __all__ = ["RedisBackend"]
 
 _SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
-_PER_CALL = 500
 
 
 class RedisBackend(ByteBackend):
@@ -65,8 +65,6 @@ class RedisBackend(ByteBackend):
     A server that evicts keys (`maxmemory-policy`) is refused unless that policy is named in `allow_eviction`. `timeout`
     is how many seconds an answer may take; `retry_for` is for how many seconds a call is repeated when the server was
     away. `signing_keys` are those of `SignedSerializer`; without them `SITQ_SECRET_KEY` is taken.
-
-    A handle belongs to one event loop: another thread gets a `clone()`.
     """
 
     capabilities = ~Capability.TRANSACTION
@@ -100,7 +98,7 @@ class RedisBackend(ByteBackend):
         )
         self._signing_keys = signing_keys
         self._serializer: Serializer | None = None
-        self._store: Store | None = None
+        self._stores: dict[asyncio.AbstractEventLoop, Store] = {}
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -127,7 +125,7 @@ class RedisBackend(ByteBackend):
     def clone(self) -> Self:
         other = type(self).__new__(type(self))
         other._settings = self._settings
-        other._signing_keys, other._serializer, other._store = self._signing_keys, self._serializer, None
+        other._signing_keys, other._serializer, other._stores = self._signing_keys, self._serializer, {}
         return other
 
     def default_serializer(self) -> Serializer:
@@ -144,8 +142,8 @@ class RedisBackend(ByteBackend):
         await self._open(create=False)
 
     async def close(self) -> None:
-        store, self._store = self._store, None
-        if store is not None and store.is_here():
+        store = self._stores.pop(asyncio.get_running_loop(), None)
+        if store is not None and store.pid == os.getpid():
             await store.close()
 
     async def diagnose(self) -> Sequence[Finding]:
@@ -153,17 +151,27 @@ class RedisBackend(ByteBackend):
         return diagnose(await store.read_server(), self._settings)
 
     async def _open(self, *, create: bool = True) -> Store:
-        store = self._store
-        if store is None or not store.is_here():  # closed, forked, or a loop that has ended
-            store = self._store = Store(self._settings)
+        loop = asyncio.get_running_loop()
+        store = self._stores.get(loop)
+        if store is None or store.pid != os.getpid():
+            self._forget_the_dead()
+            store = self._stores[loop] = Store(self._settings)
         if not store.is_open:
             try:
                 await store.open(create=create)
             except BaseException:
-                self._store = None
+                self._stores.pop(loop, None)
                 await store.close()
                 raise
         return store
+
+    def _forget_the_dead(self) -> None:
+        """Let go of stores whose event loop is closed, or that belong to the process this one was forked from."""
+        for loop, store in list(self._stores.items()):
+            if store.pid != os.getpid():
+                _inherited.append(self._stores.pop(loop))
+            elif loop.is_closed():
+                self._stores.pop(loop).abandon()
 
     async def _call(self, name: str, *arguments: Any, size: int = 0) -> Any:
         return await (await self._open()).call(name, arguments, size=size)
@@ -287,3 +295,6 @@ class RedisBackend(ByteBackend):
 
     async def pause_queue(self, queue: str, paused: bool) -> None:
         await self._call("pause", queue, int(paused))
+
+
+_inherited: list[Store] = []  # of a parent process: closing them would talk on its connections

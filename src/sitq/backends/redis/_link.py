@@ -21,7 +21,7 @@ from sitq.backends.redis._errors import explain, is_passing
 from sitq.backends.redis._scripts import SCRIPT, SHA
 from sitq.exceptions import BackendError
 
-__all__ = ["Call", "Line", "Settings", "connect"]
+__all__ = ["Call", "Line", "Settings", "abandon", "connect"]
 
 _PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # seconds before a repeat, the last one again and again
 _SYNC_PATIENCE = 10.0  # seconds; with appendfsync everysec the disk has it after one
@@ -62,6 +62,18 @@ class Settings:
         )  # fmt: skip
         pool.connection_kwargs.update(self.address)
         return pool.connection_class(**pool.connection_kwargs)
+
+
+def abandon(connection: AbstractConnection) -> None:
+    """Close a connection whose event loop is closed, and can do it no more."""
+    writer, connection._writer, connection._reader = connection._writer, None, None
+    transport: Any = getattr(writer, "transport", None)
+    if transport is not None:
+        with suppress(RuntimeError):
+            transport.close()
+        if getattr(transport, "_sock", None) is not None:
+            transport._sock.close()
+            transport._sock = None
 
 
 async def connect(connection: AbstractConnection) -> None:
@@ -135,6 +147,12 @@ class Line:
         if connection is not None:
             with suppress(RedisError, OSError):
                 await connection.disconnect()
+
+    def abandon(self) -> None:
+        """Close the connection after its event loop."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            abandon(connection)
 
     async def _connected(self) -> AbstractConnection:
         connection = self._connection

@@ -32,21 +32,13 @@ class Store:
         self.settings = settings
         self.handle = uuid4().hex[:12]
         self.is_open = False
-        self._pid, self._loop = os.getpid(), asyncio.get_running_loop()
+        self.pid = os.getpid()
         self._opening = asyncio.Lock()
         self._write_line, self._read_line = Line(settings), Line(settings)
         self._writer = CommitTask(self._write_line, "sitq redis writer")
         self._reader = CommitTask(self._read_line, "sitq redis reader")
         self.listener = Listener(settings, f"{settings.prefix}:wake:{self.handle}")
         self.results = ResultWait(self.listener, self.read_results)
-
-    def is_here(self) -> bool:
-        """Say whether this process and this event loop opened it. What others opened is theirs."""
-        if self._pid != os.getpid() or self._loop.is_closed():
-            return False
-        if self._loop is not asyncio.get_running_loop():
-            raise BackendError("this handle belongs to another event loop, which still runs: use its clone() here")
-        return True
 
     async def open(self, *, create: bool) -> None:
         """Connect, and check that server and namespace are fit for use."""
@@ -83,6 +75,11 @@ class Store:
         for task, line in ((self._writer, self._write_line), (self._reader, self._read_line)):
             await task.close()
             await line.close()
+
+    def abandon(self) -> None:
+        """Let go of everything without a word: the event loop is gone."""
+        for part in (self.listener, self._write_line, self._read_line):
+            part.abandon()
 
     # --- operations ---------------------------------------------------------------------------------------------------
 

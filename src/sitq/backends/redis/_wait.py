@@ -13,9 +13,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from sitq.backends.redis._link import Settings, connect
+from sitq.backends.redis._link import Settings, abandon, connect
 from sitq.exceptions import BackendError
 
 __all__ = ["Listener", "ResultWait", "wait_for_work"]
@@ -37,6 +38,7 @@ class Listener:
         self._settings = settings
         self._channel = channel
         self._task: asyncio.Task[None] | None = None
+        self._connection: AbstractConnection | None = None
 
     def start(self) -> None:
         """Begin to listen, unless that has begun."""
@@ -50,6 +52,11 @@ class Listener:
             task.cancel()
             await asyncio.wait([task])
 
+    def abandon(self) -> None:
+        """Close the connection after its event loop."""
+        if self._connection is not None:
+            abandon(self._connection)
+
     async def _serve(self) -> None:
         while True:
             with suppress(RedisError, OSError, StopIteration):
@@ -59,7 +66,7 @@ class Listener:
             await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311 (others were cut off as well)
 
     async def _listen(self) -> None:
-        connection = self._settings.connection()
+        connection = self._connection = self._settings.connection()
         try:
             await connect(connection)
             await connection.send_command("SUBSCRIBE", self._channel)
