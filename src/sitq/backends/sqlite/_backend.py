@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -233,8 +234,12 @@ class SQLiteBackend(ByteBackend):
         if wait is None:
             wait = self._work_waits[loop] = WorkWait(store.work.watch())
 
-        async def next_work() -> float | None:
-            return await store.read(lambda connection: _work.next_work(connection, worker, self._clock))
+        async def next_work(jitter: float) -> float | None:
+            def look(connection: sqlite3.Connection) -> float | None:
+                time.sleep(jitter)
+                return _work.next_work(connection, worker, self._clock)
+
+            return await store.read(look)
 
         await wait.wait(next_work, timeout)
 

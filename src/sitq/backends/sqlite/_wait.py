@@ -14,7 +14,7 @@ __all__ = ["ResultWait", "WorkWait"]
 
 _LOOK_AGAIN = (0.005, 0.02, 0.08, 0.32)
 """A hint may come before its commit (`enqueue_in`): looks, in seconds after each other, before it is given up."""
-_JITTER = 0.0002  # seconds
+_JITTER = 0.0002  # seconds, for the reading thread to sleep: an event loop sleeps for whole milliseconds
 _POLL_RESULTS = 1.0  # seconds
 
 
@@ -25,19 +25,20 @@ class WorkWait:
         self.watch = watch
         self._again = list(_LOOK_AGAIN)  # a hint that came before the watch went unheard
 
-    async def wait(self, next_work: Callable[[], Awaitable[float | None]], timeout: float) -> None:
-        """Return when `next_work` says so, after `timeout` seconds at the latest."""
+    async def wait(self, next_work: Callable[[float], Awaitable[float | None]], timeout: float) -> None:
+        """Return when `next_work(jitter)` says so, after `timeout` seconds at the latest."""
         deadline = time.monotonic() + timeout
+        jitter = 0.0
         while True:
-            due_in = await next_work()
+            due_in = await next_work(jitter)
             left = deadline - time.monotonic()
             if left <= 0 or (due_in is not None and due_in <= 0):
                 return
             pause = min([left, *self._again[:1], *([] if due_in is None else [due_in])])
-            self._again = self._again[1:]
+            self._again, jitter = self._again[1:], 0.0
             if await self.watch.wait(pause):
                 self._again = list(_LOOK_AGAIN)
-                await asyncio.sleep(random.uniform(0, _JITTER))  # noqa: S311 (other workers woke as well)
+                jitter = random.uniform(0, _JITTER)  # noqa: S311 (other workers woke as well)
 
 
 class ResultWait:
