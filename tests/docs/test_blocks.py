@@ -1,5 +1,6 @@
 """Every code block of the documentation runs, page by page; `blocks` says by which conventions."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,15 @@ REFERENCE = ROOT / "docs" / "reference" / "cli.md"  # its commands stand for any
 RUN = [page for page in pages() if page != REFERENCE and blocks_of(page)]
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path) -> None:
+def server_of(page: Path) -> str:
+    """Return which server a page needs, for conftest to start it before the test."""
+    return next((block.text.split()[1] for block in blocks_of(page) if block.kind == "server"), "")
+
+
+@pytest.mark.parametrize(
+    ("page", "backend"), [pytest.param(page, server_of(page), id=str(page.relative_to(ROOT))) for page in RUN]
+)
+def test_the_blocks_of_a_page_run(page: Path, backend: str, tmp_path: Path) -> None:
     with Page(page, tmp_path) as running:
         running.run()
 
@@ -80,6 +88,16 @@ def test_an_ellipsis_fits_anything() -> None:
     assert fits(["…"], [])
     assert not fits(["a"], ["a", "b"])
     assert not fits(["a … c"], ["a", "c"])
+
+
+def test_the_promise_is_the_same_wherever_it_stands() -> None:
+    quotes = [
+        re.sub(r"\s*\n> ?", " ", found[0])
+        for page in pages()
+        for found in re.finditer(r"^> An id returned by.*(?:\n>.*)*", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert len(set(quotes)) == 1, quotes
+    assert quotes[0].endswith("A worker that lost its lease can change nothing any more.")
 
 
 def test_the_page_of_the_spec_is_kept() -> None:
