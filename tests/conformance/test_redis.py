@@ -1,9 +1,10 @@
 """The conformance suite over a real Valkey and a real Redis 6.2."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from redis_store.keys import keys_out_of_place
 from servers.redis import fresh_redis, redis_url
 from sitq.backends.base import Backend
 from sitq.backends.redis import RedisBackend
@@ -22,8 +23,10 @@ class TestValkey(BackendSuite):
     persistent = True
 
     @pytest.fixture
-    def make_backend(self) -> Callable[[], Backend]:
-        return fresh_redis(self.kind, retry_for=0.0)
+    def make_backend(self) -> Iterator[Callable[[], Backend]]:
+        make = fresh_redis(self.kind, retry_timeout=0.0)
+        yield make
+        assert not keys_out_of_place(redis_url(self.kind), make.keywords["namespace"])
 
     def advance(self, backend: Backend, seconds: float) -> None:
         assert isinstance(backend, RedisBackend)
@@ -31,7 +34,7 @@ class TestValkey(BackendSuite):
 
     def sabotage(self, backend: Backend) -> None:
         assert isinstance(backend, RedisBackend)
-        backend._settings.address["port"] = 1  # nobody listens there
+        backend._settings.url = "redis://127.0.0.1:1/0"  # nobody listens there
         (store,) = backend._stores.values()
         for line in (store._read_line, store._write_line):
             if line._connection is not None:

@@ -63,8 +63,8 @@ class RedisBackend(ByteBackend):
     `appendfsync always`. No level survives a failover to a replica that had not heard of a write.
 
     A server that evicts keys (`maxmemory-policy`) is refused unless that policy is named in `allow_eviction`. `timeout`
-    is how many seconds an answer may take; `retry_for` is for how many seconds a call is repeated when the server was
-    away. `signing_keys` are those of `SignedSerializer`; without them `SITQ_SECRET_KEY` is taken.
+    is how many seconds an answer may take; `retry_timeout` is for how many seconds a call is repeated when the server
+    was away. `signing_keys` are those of `SignedSerializer`; without them `SITQ_SECRET_KEY` is taken.
     """
 
     capabilities = ~Capability.TRANSACTION
@@ -78,7 +78,7 @@ class RedisBackend(ByteBackend):
         durability: str = "relaxed",
         allow_eviction: str | None = None,
         signing_keys: Mapping[str, bytes] | None = None,
-        retry_for: float = 5.0,
+        retry_timeout: float = 30.0,
         timeout: float = 10.0,
     ) -> None:
         if durability not in DURABILITIES:
@@ -93,7 +93,7 @@ class RedisBackend(ByteBackend):
             namespace=namespace,
             durability=durability,
             allowed_policy=allow_eviction,
-            retry_for=retry_for,
+            retry_timeout=retry_timeout,
             timeout=timeout,
         )
         self._signing_keys = signing_keys
@@ -104,7 +104,7 @@ class RedisBackend(ByteBackend):
     def from_url(cls, url: str) -> Self:
         """Make the backend for `redis://user:password@host:6379/0`, `rediss://` (TLS), `valkey://` or `valkeys://`.
 
-        The query takes `namespace`, `durability`, `allow_eviction`, `retry_for` and `timeout`; the rest of it is
+        The query takes `namespace`, `durability`, `allow_eviction`, `retry_timeout` and `timeout`; the rest of it is
         redis-py's, such as `ssl_ca_certs`.
         """
         parts = urlsplit(url)
@@ -112,7 +112,7 @@ class RedisBackend(ByteBackend):
             "namespace": str,
             "durability": str,
             "allow_eviction": str,
-            "retry_for": float,
+            "retry_timeout": float,
             "timeout": float,
         }
         try:

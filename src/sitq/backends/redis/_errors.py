@@ -45,7 +45,10 @@ def word_of(error: BaseException) -> str:
     for kind, word in _BY_CLASS:
         if isinstance(error, kind):
             return word
-    return next((word for word in _WORD.findall(str(error)) if word in _ADVICE), "")
+    text = str(error)
+    if "no permissions" in text or "can't run this command" in text:  # how a script is told
+        return "NOPERM"
+    return next((word for word in _WORD.findall(text) if word in _ADVICE), "")
 
 
 def is_passing(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import MovedError, NoScriptError, RedisError
+from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
 
 from sitq._group_commit import Lane, Operation
 from sitq.backends.redis._errors import explain, is_passing
@@ -38,7 +38,7 @@ class Settings:
     namespace: str
     durability: str
     allowed_policy: str | None
-    retry_for: float
+    retry_timeout: float
     timeout: float
     address: dict[str, Any] = field(default_factory=dict)  # of the node that has the namespace, in a cluster
     offset: int = 0  # microseconds; tests move the clock by it
@@ -58,7 +58,7 @@ class Settings:
         """Make a connection, not open yet. What fails is not tried again by the driver, but by us."""
         pool = ConnectionPool.from_url(
             self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout,
-            socket_connect_timeout=self.timeout, socket_keepalive=True, client_name="sitq",
+            socket_connect_timeout=self.timeout, socket_keepalive=True,
         )  # fmt: skip
         pool.connection_kwargs.update(self.address)
         return pool.connection_class(**pool.connection_kwargs)
@@ -97,7 +97,7 @@ class Line:
     async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
         """Run a batch on the server; repeat it while it fails for a reason that passes."""
         sync = any(operation.lane in self.syncs for operation in batch)
-        deadline = time.monotonic() + self.settings.retry_for
+        deadline = time.monotonic() + self.settings.retry_timeout
         repeats = 0
         while True:
             try:
@@ -106,8 +106,8 @@ class Line:
                 await self.drop()
                 if isinstance(error, MovedError):
                     self.settings.address |= {"host": error.host, "port": error.port}
-                elif not is_passing(error) or time.monotonic() >= deadline:
-                    raise
+                elif not is_passing(error) or (repeats and time.monotonic() >= deadline):
+                    raise  # but a connection that was lost, perhaps long ago, is always tried once more
                 else:
                     self.settings.address.clear()
                 pause = _PAUSES[min(repeats, len(_PAUSES) - 1)]
@@ -159,6 +159,9 @@ class Line:
         if connection is None:
             connection = self._connection = self.settings.connection()
             await connect(connection)
+            with suppress(ResponseError):  # for CLIENT LIST; not everybody may
+                await connection.send_command("CLIENT", "SETNAME", "sitq")
+                await connection.read_response()
             await connection.send_command("INFO", "server")
             info: bytes = await connection.read_response()
             # This server, since its start: a connection does not outlive it, so what is said on it is said to this one.
@@ -174,6 +177,10 @@ class Line:
             else:
                 words += (name, len(arguments))
             words += arguments
+        if (
+            sync and again
+        ):  # what is found done was written by another connection: write here, after it, and wait for that
+            words += ("touch", 0)
         packed = connection.pack_command(*words)
         if sync:
             packed += connection.pack_command("WAITAOF", 1, 0, round(_SYNC_PATIENCE * 1000))
@@ -196,4 +203,4 @@ class Line:
         for answer in answers:
             if isinstance(answer, Exception) and is_passing(answer):
                 raise answer  # a replica, for example: nothing was written
-        return answers
+        return answers[: len(calls)]

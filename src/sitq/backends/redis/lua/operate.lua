@@ -18,6 +18,8 @@ function ops.open(i, n)
   return tonumber(version or 0)
 end
 
+function ops.touch() return call('HINCRBY', P, 'touched', 1) end
+
 function ops.task(i) return { int(now), shown(ARGV[i], true) } end
 
 -- --- by hand ---------------------------------------------------------------------------------------------------------
