@@ -2,11 +2,20 @@
 
 `SITQ_SOURCE` names what pip installs: a checkout, unless the distribution is on an index.
 """
+
 from bench import URL, VARIANT, awork, sqlite_count
 from sitq import SQLiteBackend, TaskQueue, Worker
 
-INFO = dict(packages=[], imports="sitq", server=None, concurrency=[10, 100], kind="asyncio", results=True,
-            uvloop="uvloop" in VARIANT, durability="WAL, accepted tasks FULL, results NORMAL")
+INFO = dict(
+    packages=[],
+    imports="sitq",
+    server=None,
+    concurrency=[10, 100],
+    kind="asyncio",
+    results=True,
+    uvloop="uvloop" in VARIANT,
+    durability="WAL, accepted tasks FULL, results NORMAL",
+)
 BULK = "enqueue_many"
 LEVEL = next((level for level in ("relaxed", "strict") if level in VARIANT), "full")
 queue = None

@@ -1,4 +1,5 @@
 """Installs sitq for its adapter: from `$SITQ_SOURCE`, or from an index: `python sitq_install.py VENV`."""
+
 import os
 import subprocess
 import sys
