@@ -267,8 +267,10 @@ class _Supervisor:
     def _stop(self) -> None:
         self._stops += 1
         self._stopping.set()
+        # Two of one kind that come close together are one to the kernel.
+        number = {1: signal.SIGTERM, 2: signal.SIGINT}.get(self._stops, signal.SIGKILL)
         for process in self._running:
-            process.send_signal(signal.SIGTERM if self._stops <= 2 else signal.SIGKILL)
+            process.send_signal(number)
         patience = self._stop_within if self._stops == 1 else min(_HURRIED, self._stop_within)
         asyncio.get_running_loop().call_later(patience, self._kill)
 
