@@ -1,4 +1,4 @@
-"""Every store that is broken on purpose is caught by the test of the suite that it names, and a sound one passes that test."""
+"""Every store that is broken on purpose is caught by the test that it names; a sound store passes that test."""
 
 import asyncio
 import inspect
