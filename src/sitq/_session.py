@@ -36,6 +36,7 @@ __all__ = ["Session"]
 logger = logging.getLogger("sitq")
 
 _LOOK_AT_MEMORY_EVERY = 1.0
+_LOOK_IF_EMPTY_EVERY = 0.5
 _PURGE_EVERY = 60.0
 _PURGE_BATCH = 500
 _RESERVE_BATCH = 500
@@ -250,6 +251,10 @@ class Session:
 
     async def _wait_for_work(self) -> None:
         timeout = self._plan.poll_interval * random.uniform(0.9, 1.1)  # noqa: S311 (so that workers do not march in step)
+        if self._until_empty:  # the end of another worker's last task wakes nobody
+            timeout = min(timeout, 1.0)
+        if self._until_empty:  # what other workers finish wakes nobody here
+            timeout = min(timeout, _LOOK_IF_EMPTY_EVERY)
         await self._until_woken(self._backend.wait_for_work(self.info, timeout))
 
     async def _is_empty(self) -> bool:
@@ -357,7 +362,7 @@ class Session:
         except BackendError as error:
             logger.warning("cannot publish progress: %s", error)
         else:
-            note_extended(runs, held, answer, asked + self.info.lease)
+            note_extended(runs, held, answer, asked, self.info)
 
     # --- what the store and the heartbeat say -------------------------------------------------------------------------
 
