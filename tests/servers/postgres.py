@@ -50,6 +50,7 @@ class PostgresServer:
         self._user = _server_user()
         self._data = self.folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
+        self._deadline = 0.0
         self.port = _free_port()
         self._binaries = _binaries(self.version, self.folder, self._user)
         if self._user is not None:
@@ -71,14 +72,27 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
+        self.launch()
+        while not self.answers():
+            time.sleep(0.02)
+
+    def launch(self) -> None:
+        """Start it; called by the main thread, since the kernel ends it together with the thread that did."""
+        (self._data / "postmaster.pid").unlink(missing_ok=True)
         with (self.folder / "log").open("ab") as log:
             command: list[str | Path] = [self._binaries / "postgres", "-D", self._data]
             self._process = self._popen(command, log)
-        deadline = time.monotonic() + DEADLINE
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL {self.version} did not start:\n{self.log}")
-            time.sleep(0.02)
+        self._deadline = time.monotonic() + DEADLINE
+
+    def answers(self) -> bool:
+        """Say whether it takes connections after a `launch`: its file says so as soon as that is so."""
+        if self._process is None or self._process.poll() is not None or time.monotonic() > self._deadline:
+            raise RuntimeError(f"PostgreSQL {self.version} did not start:\n{self.log}")
+        try:
+            status = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return False
+        return len(status) > 7 and status[7].strip() == "ready"
 
     def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
         """Stop it: SIGQUIT as a crash would, SIGINT ("fast") in order."""
@@ -91,14 +105,6 @@ class PostgresServer:
         """Stop it and delete its folder."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _answers(self) -> bool:
-        """Say whether it takes connections: the file says so as soon as that is so."""
-        try:
-            status = (self._data / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return False
-        return len(status) > 7 and status[7].strip() == "ready"
 
     def _run(self, program: str, *arguments: str) -> None:
         with (self.folder / "log").open("ab") as log:

@@ -97,7 +97,7 @@ class Listener:
                     connection.terminate()
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 log = logger.info if is_lost(error) else logger.warning
-                log("not listening to %s, polling: %s", self._settings.name, error or type(error).__name__)
+                log("not listening to %s, polling: %s", self._settings.name, str(error) or type(error).__name__)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 (others lost theirs as well)
             pause = min(pause * 2, _RETRY[1])
 
