@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
-from sitq._group_commit import Batch, Lanes, Operation
+from sitq._group_commit import Batch, Lanes, Operation, Reading
 from sitq.exceptions import BackendError
 
 __all__ = ["AsyncExecutor", "CommitTask"]
@@ -19,8 +19,8 @@ __all__ = ["AsyncExecutor", "CommitTask"]
 T = TypeVar("T")
 
 
-class AsyncExecutor(Protocol):
-    """What a store brings: one round trip for a batch, and its reading of errors."""
+class AsyncExecutor(Reading, Protocol):
+    """What a store brings to a `CommitTask`."""
 
     async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
         """Do a batch, all or nothing, and return its results; an exception among them is that operation's answer.
@@ -28,12 +28,6 @@ class AsyncExecutor(Protocol):
         When the connection is lost on the way, nobody knows whether the batch was done: operations are idempotent by
         id and fence, so it is repeated here, for as long as the store sees fit. What is raised is the answer.
         """
-
-    def is_about_data(self, error: Exception) -> bool:
-        """Say whether one operation's data may be at fault, so that the others would succeed without it."""
-
-    def explain(self, error: Exception) -> BackendError:
-        """Make the error for one caller."""
 
 
 class CommitTask:

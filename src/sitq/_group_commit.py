@@ -24,10 +24,10 @@ __all__ = [
     "ROW_BYTES",
     "Batch",
     "CommitThread",
-    "Executor",
     "Lane",
     "Lanes",
     "Operation",
+    "Reading",
 ]
 
 T = TypeVar("T")
@@ -126,14 +126,8 @@ class Lanes:
         return batch
 
 
-class Executor(Protocol):
-    """What a store brings: one transaction for a batch, and its reading of errors."""
-
-    def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
-        """Do a batch in one transaction and return its results; an exception among them is that operation's answer.
-
-        What it raises means that nothing of the batch was done.
-        """
+class Reading(Protocol):
+    """How a store reads its errors."""
 
     def is_about_data(self, error: Exception) -> bool:
         """Say whether one operation's data may be at fault, so that the others would succeed without it."""
@@ -148,9 +142,9 @@ Answer = tuple[Operation[Any], Any, BaseException | None]
 class Batch:
     """A batch on its way through an executor, of whichever kind: do every `part`, then `deliver`."""
 
-    def __init__(self, operations: list[Operation[Any]], executor: Executor) -> None:
+    def __init__(self, operations: list[Operation[Any]], reading: Reading) -> None:
         self._parts = deque([operations])
-        self._executor = executor
+        self._reading = reading
         self._answers: list[Answer] = []
 
     def part(self) -> list[Operation[Any]] | None:
@@ -167,11 +161,11 @@ class Batch:
 
     def failed(self, part: list[Operation[Any]], error: Exception) -> None:
         """Note that a part failed and left no trace."""
-        if len(part) > 1 and self._executor.is_about_data(error):
+        if len(part) > 1 and self._reading.is_about_data(error):
             self._parts.extend([operation] for operation in part)
             return
         for operation in part:  # an error each: their tracebacks grow apart
-            self._answer(operation, None, self._executor.explain(error))
+            self._answer(operation, None, self._reading.explain(error))
 
     def deliver(self) -> None:
         """Take the answers to their event loops: one call for each loop."""
@@ -197,8 +191,14 @@ def _resolve(answers: list[Answer]) -> None:
         operation.resolve(result, error)
 
 
-class BlockingExecutor(Executor, Protocol):
-    """An executor that lives in a `CommitThread`."""
+class BlockingExecutor(Reading, Protocol):
+    """What a store brings to a `CommitThread`."""
+
+    def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
+        """Do a batch in one transaction and return its results; an exception among them is that operation's answer.
+
+        What it raises means that nothing of the batch was done.
+        """
 
     def tidy(self) -> None:
         """Do what can wait until the answers are out."""

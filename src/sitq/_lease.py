@@ -39,11 +39,18 @@ def held_of(runs: Iterable[Run]) -> list[Held]:
     ]
 
 
-def note_extended(runs: Iterable[Run], held: Iterable[Held], answer: Extended, until: float) -> None:
-    """Note on each run what the store has confirmed: its lease's new end (monotonic), and the progress it has seen."""
+def note_extended(
+    runs: Iterable[Run], held: Iterable[Held], answer: Extended, asked: float, worker: WorkerInfo
+) -> None:
+    """Note on each run what the store has confirmed: what is left of its lease, and the progress it has seen.
+
+    A store may leave a lease alone while two thirds of it are left, so no more than that is sure. `asked` is the
+    monotonic time from before the request.
+    """
+    until = asked + worker.lease * 2 / 3
     for run, item in zip(runs, held, strict=True):
         if item.id not in answer.lost:
-            run.lease_until = until
+            run.lease_until = max(run.lease_until, until)
             run.published = item.progress if item.progress is not None else run.published
 
 
@@ -105,7 +112,7 @@ class Heartbeat:
             logger.warning("cannot extend leases (%s: %s); trying again", type(error).__name__, error)
             self._tell_lapsed(runs)
             return
-        note_extended(runs, held, answer, asked + self._worker.lease)
+        note_extended(runs, held, answer, asked, self._worker)
         if answer.lost or answer.cancelled:
             self._tell(self._answered, answer)
 

@@ -102,7 +102,7 @@ MOUNTS = """\
 31 22 0:41 / /srv/with\\040space/local rw - xfs /dev/vdb rw
 32 22 0:42 / /mnt/c rw - 9p drvfs rw,aname=drvfs;path=C:
 33 22 0:43 / /mnt/sandbox rw - 9p none rw,trans=fd
-34 22 0:44 / /home/me/remote rw - fuse.sshfs me@host: rw
+34 22 0:44 / /media/me/remote rw - fuse.sshfs me@host: rw
 """
 
 
@@ -115,8 +115,8 @@ MOUNTS = """\
         ("/srv/with space/local", None),
         ("/mnt/c/work", "9p"),
         ("/mnt/sandbox/work", None),
-        ("/home/me/remote/x", "fuse.sshfs"),
-        ("/home/me", None),
+        ("/media/me/remote/x", "fuse.sshfs"),
+        ("/media/me", None),
     ],
 )
 def test_network_file_systems_are_known_by_their_mount(tmp_path: Path, folder: str, kind: str | None) -> None:

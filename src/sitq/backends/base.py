@@ -241,6 +241,7 @@ class Backend(ABC):
     async def extend_leases(self, worker: WorkerInfo, held: Sequence[Held]) -> Extended:
         """LEASES: renew what `worker` holds, publish progress, and say what is lost and what should be cancelled.
 
+        Afterwards at least two thirds of each lease are left; a store need not write before that.
         A reservation of this worker that `held` does not name, and that is older than half a lease, is given back: its
         reply was never heard. Keeps the worker in `list_workers` as well.
         """
