@@ -219,6 +219,9 @@ class SQLiteBackend(ByteBackend):
                 store.write_unheard(self._clock, lambda tx: _work.settle(tx, outcomes))
 
         rows = await store.write(self._clock, lambda tx: _work.reserve(tx, worker, max_tasks), give_back)
+        wait = self._work_waits.get(asyncio.get_running_loop())
+        if wait is not None:
+            wait.answered(found=bool(rows))
         return reserved_from(rows, self._clock)
 
     async def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
