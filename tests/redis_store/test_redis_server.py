@@ -24,6 +24,8 @@ async def reserve_one(backend: RedisBackend) -> ReservedTask:
 async def test_a_server_that_lost_its_last_moments_repeats_no_fence(server: RedisServer, make: Make) -> None:
     async with make() as backend, TaskQueue(backend) as queue:
         task_id = await queue.enqueue(len, "abc")
+        first = await reserve_one(backend)
+        await backend.settle([Outcome.released(first.id, first.fence)])
         with redis.Redis.from_url(server.url) as client:
             client.save()
         lost = await reserve_one(backend)
