@@ -34,22 +34,25 @@ class Ear:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._told = False
 
     def poke(self) -> None:
-        """Make the next wait return at once."""
+        """Tell that something has changed: the next wait returns at once."""
+        self._told = True
+        self._event.set()
+
+    def nudge(self) -> None:
+        """Make the next wait return at once, for whoever waits to look."""
         self._event.set()
 
     async def wait(self, timeout: float) -> bool:
-        """Return True after a hint, False after `timeout` seconds."""
+        """Return True after a hint, False after a nudge or `timeout` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._event.wait()
-        heard = self._event.is_set()
+        told, self._told = self._told, False
         self._event.clear()
-        return heard
-
-    def close(self) -> None:
-        """Nothing is held."""
+        return told
 
 
 class Listener:
@@ -110,7 +113,7 @@ class Listener:
             for kind in self._ears.keys() - heard:
                 await connection.add_listener(channel(kind, self._settings.schema), self._hear(kind))
                 heard.add(kind)
-                self._ears[kind].poke()  # what was told while nobody listened
+                self._ears[kind].nudge()  # something may have been told while nobody listened
             try:
                 async with asyncio.timeout(_PING):
                     await self._changed.wait()

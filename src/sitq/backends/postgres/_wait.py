@@ -24,7 +24,7 @@ class WorkWait:
         self._again = list(_LOOK_AGAIN)  # a hint that came before the ear was there went unheard
 
     async def wait(self, next_work: Callable[[], Awaitable[float | None]], timeout: float) -> None:
-        """Return when `next_work` says so, after `timeout` seconds at the latest."""
+        """Return after a hint, or when `next_work` says so, after `timeout` seconds at the latest."""
         deadline = time.monotonic() + timeout
         while True:
             due_in = await next_work()
@@ -35,6 +35,7 @@ class WorkWait:
             self._again = self._again[1:]
             if await self._ear.wait(pause):
                 self._again = list(_LOOK_AGAIN)
+                return  # to look first would be a round trip more, and to reserve nothing costs the server no more
 
 
 class ResultWait:
@@ -50,7 +51,7 @@ class ResultWait:
         """Return the result of a task, or None after `timeout` seconds."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(task_id, set()).add(future)
-        self._ear.poke()
+        self._ear.nudge()
         if self._looking is None:
             self._looking = asyncio.create_task(self._look(), name="sitq results")
         try:
