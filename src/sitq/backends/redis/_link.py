@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from hiredis import pack_command
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
@@ -25,6 +26,7 @@ __all__ = ["Call", "Line", "Settings", "abandon", "connect"]
 
 _PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # seconds before a repeat, the last one again and again
 _SYNC_PATIENCE = 10.0  # seconds; with appendfsync everysec the disk has it after one
+_WAIT: tuple[Any, ...] = ("WAITAOF", 1, 0, round(_SYNC_PATIENCE * 1000))
 
 Call = tuple[str, Sequence[Any]]
 """An operation of the script: its name and its arguments."""
@@ -181,9 +183,9 @@ class Line:
             sync and again
         ):  # what is found done was written by another connection: write here, after it, and wait for that
             words += ("touch", 0)
-        packed = connection.pack_command(*words)
+        packed = pack_command(tuple(words))  # the connection's own, in Python, took a tenth of the time of a drain
         if sync:
-            packed += connection.pack_command("WAITAOF", 1, 0, round(_SYNC_PATIENCE * 1000))
+            packed += pack_command(_WAIT)
         await connection.send_packed_command(packed)
         try:
             answers: list[Any] = await connection.read_response()
