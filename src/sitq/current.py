@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +68,8 @@ class CurrentTask:
         It travels with the worker's next heartbeat, within a second, and when the task ends. Raises `ValidationError`
         for what JSON cannot hold.
         """
+        import json  # a millisecond of import, for those who need it
+
         try:
             self.progress_value = json.loads(json.dumps(value, allow_nan=False))
         except (TypeError, ValueError) as error:
