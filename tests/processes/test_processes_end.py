@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 import chores
 import sitq
 from sitq import Event, Result, SQLiteBackend, Task, TaskFailedError, TaskHandle, TaskQueue, Worker
+from sitq._execute import Run
+from sitq._processes import ProcessPool
 from sitq.backends.base import Backend
 from sitq.core import ReservedTask, WorkerInfo
 from waiting import DEADLINE, until
@@ -116,6 +119,7 @@ async def test_a_store_of_objects_that_remembers_nothing_has_its_crashes_counted
             assert await reason_of(bad) == "quarantined"
             assert await good.result(timeout=DEADLINE) != os.getpid()
     assert store.reserved.count(bad) == 1
+    assert store.results[bad].error == "ended its process 3 times"
 
 
 async def test_a_fork_that_lives_on_hides_nothing(queue: TaskQueue, tmp_path: Path) -> None:
@@ -304,6 +308,29 @@ async def test_a_child_ends_with_its_worker_whatever_it_is_doing(
         worker.kill()
         worker.wait()
     await until(lambda: not is_alive(child), "the end of the child")
+
+
+async def test_a_child_ends_with_its_pipe_though_its_worker_lives(
+    queue: TaskQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no kernel tells a child of its parent's death, and when only the pipe is lost."""
+    monkeypatch.setattr("sitq._processes._Child.end", _hang_up)
+    pool = ProcessPool(queue, queue.serializer)
+    await in_process(queue, chores.spin, str(tmp_path / "pid"))
+    (reserved,) = await queue.backend.reserve(WorkerInfo(id="w"), 1)
+    running = asyncio.create_task(pool.run(Run(reserved, 0.0, 60.0)))
+    await until(lambda: number_in(tmp_path / "pid") is not None)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    pid = number_in(tmp_path / "pid")
+    assert pid is not None
+    await until(lambda: not is_alive(pid), "the end of the child")
+
+
+async def _hang_up(child: Any, kill: bool) -> None:
+    child._writer.close()
+    await child._writer.wait_closed()
 
 
 def children_of(pid: int) -> list[int]:
