@@ -57,6 +57,12 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
     return Statements(monkeypatch)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine tasks wait longer for a slot than a worker may keep them, and come twice."""
+    monkeypatch.setattr("sitq._session.GIVE_BACK_AFTER", 3600.0)
+
+
 def path_of(folder: Path) -> str:
     return str(folder / "tasks.db")
 
@@ -125,7 +131,7 @@ async def test_a_drained_task_is_ended_once_and_shares_all_else(
         await Worker(queue, max_concurrency=slots).run_until_empty()
     assert statements.counts["END"] == TASKS
     assert statements.counts["COMMIT"] <= TASKS / 4  # usually 10 to 60
-    assert statements.counts.total() <= TASKS * 3
+    assert statements.counts.total() <= TASKS * 1.5
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
