@@ -1,14 +1,15 @@
 """How PostgreSQL finds rows: at 50,000 rows none of the statements of queue and worker reads the whole table."""
 
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from sitq.backends.postgres import PostgresBackend
+from sitq.backends.postgres import PostgresBackend, _reserve
 from sitq.backends.postgres._connect import Tx, connect, render
-from sitq.core import Held, NewTask, Outcome, Result, Task, TaskFilter, TaskOptions, WorkerInfo
+from sitq.core import Held, NewTask, Outcome, Result, Task, TaskFilter, TaskOptions, WorkerInfo, utcnow
 
 FILL = """
 INSERT INTO {s}.sitq_tasks (id, queue, priority, due, created_at, name, status, purge_at, unique_key, expires,
@@ -59,6 +60,10 @@ async def everything(backend: PostgresBackend) -> None:
     await backend.purge()
     await backend.pause_queue("queue-0", paused=True)
     await backend.reserve(worker, 1)
+    (store,) = backend._stores.values()
+    marks = _reserve.Marks()
+    marks._lanes, marks._until = {("queue-1", 1): utcnow()}, math.inf
+    await store.run(lambda tx: _reserve.reserve(tx, worker, 10, marks))
 
 
 def scans(plan: dict[str, Any]) -> Iterator[str]:

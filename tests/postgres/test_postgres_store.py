@@ -1,13 +1,14 @@
 """What the store promises beyond the suite: durability by statement, batches, poolers, odd text, event loops."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sitq import TaskQueue, Worker
-from sitq.backends.postgres import PostgresBackend
+from sitq.backends.postgres import PostgresBackend, _reserve
 from sitq.core import NewTask, Outcome, Result, Task, TaskOptions, WorkerInfo
 
 Make = Callable[..., PostgresBackend]
@@ -135,3 +136,33 @@ def test_event_loops_that_were_not_closed(make_backend: Make) -> None:
 async def _close(backend: PostgresBackend) -> None:
     await backend.connect()
     await backend.close()
+
+
+class TestMarks:
+    async def test_a_slow_look_is_not_taken_each_time(self, backend: PostgresBackend, sql: Sql) -> None:
+        """After a look that took long the next ones start where it ended, and find what comes after."""
+        marks = _reserve.Marks()
+        await backend.enqueue_tasks([new(str(n)) for n in range(60)])
+        (store,) = backend._stores.values()
+        first = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))
+        assert marks.lanes(0.0) == []  # it was quick
+        marks.note(first, 0.1, now=1000.0)
+        assert marks.lanes(1001.9) == [["default"], [0], [first[-1][7]]]
+        assert marks.lanes(1002.1) == []
+        marks._until = math.inf
+        await backend.enqueue_tasks([new("urgent", priority=9), new("old", priority=0)])
+        second = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))
+        assert [row[0] for row in second] == [str(n) for n in range(20, 40)]
+        third = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 40, marks))
+        assert {row[0] for row in third} == {*map(str, range(40, 60)), "old"}
+        last = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 40, marks))  # they ran dry: a full look
+        assert [row[0] for row in last] == ["urgent"]
+
+    async def test_nothing_after_the_marks_is_a_full_look(self, backend: PostgresBackend) -> None:
+        marks = _reserve.Marks()
+        await backend.enqueue_tasks([new(str(n)) for n in range(20)])
+        (store,) = backend._stores.values()
+        await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))
+        marks._until = math.inf
+        await backend.abandon_worker(WORKER.id)
+        assert len(await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))) == 20

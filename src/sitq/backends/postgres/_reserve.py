@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from sitq.backends.postgres._connect import Tx
-from sitq.backends.postgres._rows import TASK_COLUMNS
+from sitq.backends.postgres._rows import TASK_COLUMNS, columns
 from sitq.backends.postgres._settle import CANCELLED_RESULT, KEEP_WORKER, at_end, worker_values
 from sitq.core import WorkerInfo
 
-__all__ = ["EXPIRE", "NEXT_WORK", "RESERVE", "next_work", "reserve"]
+__all__ = ["EXPIRE", "NEXT_WORK", "QUICK", "RESERVE", "Marks", "next_work", "reserve"]
 
 # A loose scan: one probe for each queue and priority that has a queued task, whatever the number of rows.
 _LANES = """
@@ -51,6 +53,16 @@ expired AS MATERIALIZED (
 EXPIRE = f"{{begin}}, {_END_EXPIRED} SELECT count(*) FROM ended"
 """Ends queued tasks that are no longer wanted, 500 at a time. The words of the error are found when it is read."""
 
+_FLOOR = "floor AS MATERIALIZED (SELECT (SELECT epoch FROM {s}.sitq_epoch) << 32 AS fence)"
+_TAKE = f"""
+UPDATE {{s}}.sitq_tasks AS k SET
+    crashes = k.crashes + k.status, attempt = k.attempt + 1,
+    fence = CASE WHEN k.fence > floor.fence THEN k.fence ELSE floor.fence END + 1,
+    status = 1, worker_id = $3, reserved_at = t.now, lease_until = t.now + make_interval(secs => $4)
+FROM floor, t WHERE k.seq = ANY (ARRAY(SELECT seq FROM picked))
+RETURNING {TASK_COLUMNS}, false, k.payload, k.seq
+"""
+
 # First what is best over all lanes, without locks; then as many of each lane, locked, others' skipped: a worker that
 # comes at the same moment gets the next ones. A LIMIT with FOR UPDATE in a sub-select may lock more than it returns,
 # hence the materialized parts.
@@ -84,20 +96,16 @@ _RESERVE = f"""
             AND k.lease_until <= (SELECT now FROM t)
         FOR UPDATE SKIP LOCKED
     ) AS c
-), floor AS MATERIALIZED (
-    SELECT (SELECT epoch FROM {{s}}.sitq_epoch) << 32 AS fence
-), reserved AS (
-    UPDATE {{s}}.sitq_tasks AS k SET
-        crashes = k.crashes + k.status, attempt = k.attempt + 1,
-        fence = CASE WHEN k.fence > floor.fence THEN k.fence ELSE floor.fence END + 1,
-        status = 1, worker_id = $3, reserved_at = t.now, lease_until = t.now + make_interval(secs => $5)
-    FROM floor, t WHERE k.seq = ANY (ARRAY(SELECT seq FROM picked))
-    RETURNING {TASK_COLUMNS}, false, k.payload, k.seq
+), {_FLOOR}, reserved AS (
+    {_TAKE.replace("$4", "$5")}
 )
 SELECT *, (SELECT count(*) FROM ended) + (SELECT count(*) FROM ended_cancelled) FROM (SELECT) AS one
 LEFT JOIN reserved ON true
 """
-_PRIORITY, _DUE, _SEQ = 4, 7, 20
+_QUEUE, _PRIORITY, _DUE, _SEQ = 3, 4, 7, 20
+_SLOW = 0.02  # seconds: until then the order is exact
+_BLIND = 2.0  # seconds
+_MANY = 10
 
 NEXT_WORK = f"""
 WITH RECURSIVE LANES
@@ -112,6 +120,29 @@ SELECT extract(epoch FROM least((
 """
 
 
+# Where it is known from where on: nothing before the marks is looked at, no leases, no expiry.
+QUICK = f"""
+{{begin}}, mark AS MATERIALIZED (
+    SELECT m.queue, m.priority, m.due
+    FROM unnest($6::text[], $7::smallint[], $8::timestamptz[]) AS m (queue, priority, due)
+    WHERE m.queue NOT IN (SELECT queue FROM {{s}}.sitq_queues WHERE paused)
+), candidate AS MATERIALIZED (
+    SELECT l.queue, l.priority, l.due AS since, c.due, c.seq FROM mark AS l CROSS JOIN LATERAL (
+        SELECT k.due, k.seq FROM {{s}}.sitq_tasks AS k WHERE {_READY} AND k.due >= l.due ORDER BY k.due, k.seq LIMIT $5
+    ) AS c
+), share AS MATERIALIZED (
+    SELECT c.queue, c.priority, c.since AS due, count(*) AS number
+    FROM (SELECT * FROM candidate ORDER BY priority DESC, due, seq LIMIT $5) AS c GROUP BY c.queue, c.priority, c.since
+), picked AS MATERIALIZED (
+    SELECT c.seq FROM share AS l CROSS JOIN LATERAL (
+        SELECT k.seq FROM {{s}}.sitq_tasks AS k WHERE {_READY} AND k.due >= l.due ORDER BY k.due, k.seq LIMIT l.number
+        FOR UPDATE SKIP LOCKED
+    ) AS c
+), {_FLOOR}, reserved AS ({_TAKE})
+SELECT *, 0 FROM reserved
+"""
+
+
 def _for(sql: str, queues: str, named: bool) -> str:
     """Return a statement for all queues, or for those that the parameter `queues` names."""
     return sql.replace("LANES", (_NAMED_LANES if named else _LANES).strip()).replace("QUEUES", queues)
@@ -121,14 +152,58 @@ RESERVE = {named: _for(_RESERVE, "$4", named) for named in (False, True)}
 _NEXT_WORK = {named: _for(NEXT_WORK, "$2", named) for named in (False, True)}
 
 
-async def reserve(tx: Tx, worker: WorkerInfo, limit: int) -> list[Any]:
+class Marks:
+    """From where on a worker's lanes have work, so that it need not always be looked for from the start.
+
+    Where somebody holds an old snapshot, every task that has been handed out leaves an entry in the indexes that each
+    reserve must step over: 40 ms for 100 tasks after 60,000, and growing (4 ms with marks). So when a full look has
+    become slow, the next ones for many tasks start where it ended, for twenty times as long as it took, two seconds at
+    most: what is put in front meanwhile (of a higher priority, given back, taken over) waits that long.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: dict[tuple[str, int], Any] = {}
+        self._until = 0.0
+
+    def lanes(self, now: float) -> list[list[Any]]:
+        """Return queues, priorities and times to start from; nothing when it is time for a full look."""
+        if now >= self._until or not self._lanes:
+            return []
+        return columns([(queue, priority, due) for (queue, priority), due in self._lanes.items()])
+
+    def note(self, rows: Sequence[Any], took: float | None, now: float) -> None:
+        """Note what was handed out, and how long a full look `took` (None: it was none)."""
+        if took is not None:
+            self._lanes.clear()
+            self._until = now + min(20 * took, _BLIND) if took > _SLOW else 0.0
+        for row in rows:
+            self._lanes[row[_QUEUE], row[_PRIORITY]] = row[_DUE]  # they come in order
+
+
+async def reserve(tx: Tx, worker: WorkerInfo, limit: int, marks: Marks | None = None) -> list[Any]:
     """Reserve up to `limit` tasks, expired leases included; return rows for `reserved_from`, in order."""
-    values = worker_values(worker)
-    rows = await tx.write(RESERVE[worker.queues is not None], *values, limit)
-    tx.done = bool(rows[0][-1])
-    rows = [row for row in rows if row[0] is not None]
-    rows.sort(key=lambda row: (-row[_PRIORITY], row[_DUE], row[_SEQ]))  # RETURNING promises no order
+    marks = marks or Marks()
+    start = time.monotonic()
+    if limit >= _MANY and (lanes := marks.lanes(start)):
+        rows = _in_order(await tx.write(QUICK, worker.id, worker.lease, limit, *lanes))
+        if len(rows) == limit:
+            marks.note(rows, None, start)
+            return rows
+        if rows:  # the lanes are running dry
+            marks.note(rows, 0.0, start)
+            return rows
+    start = time.monotonic()
+    found = await tx.write(RESERVE[worker.queues is not None], *worker_values(worker), limit)
+    tx.done = bool(found[0][-1])
+    rows = _in_order([row for row in found if row[0] is not None])
+    end = time.monotonic()
+    marks.note(rows, end - start, end)
     return rows
+
+
+def _in_order(rows: list[Any]) -> list[Any]:
+    """Sort rows, since RETURNING promises no order."""
+    return sorted(rows, key=lambda row: (-row[_PRIORITY], row[_DUE], row[_SEQ]))
 
 
 async def next_work(tx: Tx, worker: WorkerInfo) -> float | None:

@@ -198,12 +198,17 @@ class _Settles(_Executor):
 class _Reserves(_Executor):
     """Reserves for one worker after the other."""
 
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self._marks: dict[tuple[str, tuple[str, ...] | None], _reserve.Marks] = {}
+
     async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
         return [await self._reserve(*operation.work) for operation in batch]
 
     async def _reserve(self, worker: WorkerInfo, limit: int) -> Any:
         try:
-            return await self.store.attempt(lambda tx: _reserve.reserve(tx, worker, limit))
+            marks = self._marks.setdefault((worker.id, worker.queues), _reserve.Marks())
+            return await self.store.attempt(lambda tx: _reserve.reserve(tx, worker, limit, marks))
         except Exception as error:  # noqa: BLE001 (the others of the batch have theirs)
             return self.explain(error)
 
