@@ -161,7 +161,10 @@ def test_one_queue_in_two_event_loops(backend: Backend) -> None:
     queue = TaskQueue(backend)
 
     async def produce() -> str:
-        return await queue.enqueue(double, 5)
+        handle = await queue.enqueue(double, 5)
+        if getattr(backend, "path", None) != ":memory:":  # that one lives until it is closed
+            await queue.close()
+        return handle
 
     async def work(task_id: str) -> int:
         async with Worker(queue):

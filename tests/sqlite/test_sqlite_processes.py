@@ -200,6 +200,7 @@ from sqlite.store_kit import new
 
 backend = SQLiteBackend(sys.argv[1])
 stop = threading.Event()
+begun = {name: threading.Event() for name in "ab"}  # a fork while asyncio is set up would find its locks taken
 
 def busy(name):
     async def produce():
@@ -208,11 +209,14 @@ def busy(name):
             await backend.enqueue_tasks([new(f"{name}-{number}")])
             await backend.get_task(f"{name}-{number}")
             number += 1
+            begun[name].set()
     asyncio.run(produce())
 
-threads = [threading.Thread(target=busy, args=(name,)) for name in "ab"]
+threads = [threading.Thread(target=busy, args=(name,)) for name in begun]
 for thread in threads:
     thread.start()
+for event in begun.values():
+    event.wait()
 for number in range(15):
     pid = os.fork()
     if pid == 0:
