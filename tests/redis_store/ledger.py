@@ -92,7 +92,9 @@ class Ledger:
     async def kill(self) -> None:
         """The server dies by SIGKILL and comes back with what is in its file."""
         await asyncio.to_thread(self.server.stop)
-        await asyncio.to_thread(self.server.start)
+        self.server.launch()
+        while not self.server.answers():  # noqa: ASYNC110 (another process)
+            await asyncio.sleep(0.02)
 
     async def cut(self) -> None:
         """All connections are reset."""

@@ -50,8 +50,8 @@ class RedisServer:
         """What the server has said."""
         return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def launch(self) -> None:
+        """Start it, in a thread that lasts: it ends with the one that started it."""
         command = [
             str(_binary(self.kind)), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
             "--save", "", *self._settings,
@@ -61,9 +61,13 @@ class RedisServer:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 (one call, which takes no lock)
             )  # fmt: skip
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        self.launch()
         deadline = time.monotonic() + DEADLINE
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+        while not self.answers():
+            if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.kind} did not start:\n{self.log}")
             time.sleep(0.02)
 
@@ -79,7 +83,8 @@ class RedisServer:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Say whether it takes commands."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
                 connection.sendall(b"PING\r\n")

@@ -179,13 +179,11 @@ class Line:
             else:
                 words += (name, len(arguments))
             words += arguments
-        if (
-            sync and again
-        ):  # what is found done was written by another connection: write here, after it, and wait for that
+        if sync and again:  # what is found done came by another connection: write here, after it, and wait for that
             words += ("touch", 0)
-        packed = pack_command(tuple(words))  # the connection's own, in Python, took a tenth of the time of a drain
+        packed = [pack_command(tuple(words))]  # the connection's own, in Python, took a tenth of the time of a drain
         if sync:
-            packed += pack_command(_WAIT)
+            packed.append(pack_command(_WAIT))
         await connection.send_packed_command(packed)
         try:
             answers: list[Any] = await connection.read_response()
