@@ -13,14 +13,16 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from sitq._group_commit import ROW_BYTES
 from sitq._signing import network_serializer
 from sitq.backends._bytes import ByteBackend
+from sitq.backends._results import ResultWait
 from sitq.backends.base import Capability
 from sitq.backends.postgres import _doctor, _inspect, _operate, _reserve, _schema, _settle
 from sitq.backends.postgres._caller import accept_in
 from sitq.backends.postgres._connect import DURABILITIES, Clock, Settings, Tx, connect
 from sitq.backends.postgres._errors import explain
+from sitq.backends.postgres._listen import Ear
 from sitq.backends.postgres._rows import NewRow, new_row, reserved_from, result_from, task_from
 from sitq.backends.postgres._store import Store
-from sitq.backends.postgres._wait import ResultWait, WorkWait
+from sitq.backends.postgres._wait import WorkWait
 from sitq.core import (
     Accepted,
     Cancelled,
@@ -110,7 +112,7 @@ class PostgresBackend(ByteBackend):
         self._signing_keys = signing_keys
         self._clock = Clock()
         self._stores: dict[asyncio.AbstractEventLoop, Store] = {}
-        self._waits: dict[Store, tuple[WorkWait, ResultWait]] = {}
+        self._waits: dict[Store, tuple[WorkWait, ResultWait[Ear]]] = {}
         self.poll_interval = 5.0 if listen else 1.0
 
     @classmethod
@@ -234,7 +236,7 @@ class PostgresBackend(ByteBackend):
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
-    def _waits_of(self, store: Store) -> tuple[WorkWait, ResultWait]:
+    def _waits_of(self, store: Store) -> tuple[WorkWait, ResultWait[Ear]]:
         waits = self._waits.get(store)
         if waits is None:
             work, done = store.listener.ear("work"), store.listener.ear("done")

@@ -36,17 +36,17 @@ class Ear:
         self._event = asyncio.Event()
         self._told = False
 
-    def poke(self) -> None:
+    def tell(self) -> None:
         """Tell that something has changed: the next wait returns at once."""
         self._told = True
         self._event.set()
 
-    def nudge(self) -> None:
+    def poke(self) -> None:
         """Make the next wait return at once, for whoever waits to look."""
         self._event.set()
 
     async def wait(self, timeout: float) -> bool:
-        """Return True after a hint, False after a nudge or `timeout` seconds."""
+        """Return True after a hint, False after a poke or `timeout` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 await self._event.wait()
@@ -78,7 +78,7 @@ class Listener:
     def poke(self, kind: str) -> None:
         """Tell those who wait on this event loop."""
         if kind in self._ears:
-            self._ears[kind].poke()
+            self._ears[kind].tell()
 
     async def close(self) -> None:
         """Stop listening."""
@@ -113,7 +113,7 @@ class Listener:
             for kind in self._ears.keys() - heard:
                 await connection.add_listener(channel(kind, self._settings.schema), self._hear(kind))
                 heard.add(kind)
-                self._ears[kind].nudge()  # something may have been told while nobody listened
+                self._ears[kind].poke()  # something may have been told while nobody listened
             try:
                 async with asyncio.timeout(_PING):
                     await self._changed.wait()
@@ -121,4 +121,4 @@ class Listener:
                 await connection.execute("SELECT 1", timeout=_PING)
 
     def _hear(self, kind: str) -> Callable[..., None]:
-        return lambda *_: self._ears[kind].poke()
+        return lambda *_: self._ears[kind].tell()

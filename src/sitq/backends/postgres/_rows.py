@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any
 
+from sitq.backends._options import options_from, options_text
 from sitq.backends._view import expired_result
-from sitq.core import Reason, ReservedTask, Result, Retry, Status, Task, TaskOptions
+from sitq.core import Reason, ReservedTask, Result, Status, Task, TaskOptions
 from sitq.exceptions import ValidationError
 
 __all__ = [
@@ -50,7 +49,7 @@ def new_row(task: Task) -> NewRow:
     if not 0 <= options.priority <= 9:
         raise ValidationError(f"a priority is a number from 0 to 9, not {options.priority!r}")
     return (
-        task.id, options.queue, options.priority, task.created_at, task.eta, task.name, _options_text(options),
+        task.id, options.queue, options.priority, task.created_at, task.eta, task.name, options_text(options),
         options.expires_at, options.retention, options.unique, options.unique_for, task.payload,
     )  # fmt: skip
 
@@ -83,7 +82,7 @@ def _task_fields(row: Sequence[Any]) -> dict[str, Any]:
         "status": STATUSES[status],
         "name": name,
         "payload": payload,
-        "options": _simple_options(queue, priority) if options is None else _options_from(queue, priority, options),
+        "options": options_from(queue, priority, options),
         "created_at": created,
         "eta": due if due > created else None,
         "attempt": attempt,
@@ -99,40 +98,6 @@ def _task_fields(row: Sequence[Any]) -> dict[str, Any]:
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1024)
-def _simple_options(queue: str, priority: int) -> TaskOptions:
-    return TaskOptions(queue=queue, priority=priority)
-
-
-def _options_text(options: TaskOptions) -> str | None:
-    """Return what queue and priority do not say as JSON; None when that is nothing."""
-    data: dict[str, Any] = {
-        "expires_at": options.expires_at and options.expires_at.timestamp(),
-        "timeout": options.timeout,
-        "retry": options.retry and [options.retry.max_attempts, options.retry.base, options.retry.cap],
-        "unique": options.unique,
-        "unique_for": options.unique_for,
-        "executor": None if options.executor == _DEFAULTS.executor else options.executor,
-        "retention": options.retention,
-        "context": dict(options.context) or None,
-    }
-    data = {name: value for name, value in data.items() if value is not None}
-    try:
-        return json.dumps(data, separators=(",", ":")) if data else None
-    except (TypeError, ValueError) as error:
-        raise ValidationError(f"the context of a task is plain data that fits into JSON: {error}") from error
-
-
-def _options_from(queue: str, priority: int, text: str) -> TaskOptions:
-    data: dict[str, Any] = json.loads(text)
-    if "expires_at" in data:
-        data["expires_at"] = datetime.fromtimestamp(data["expires_at"], UTC)
-    if "retry" in data:
-        max_attempts, base, cap = data["retry"]
-        data["retry"] = Retry(max_attempts=max_attempts, base=base, cap=cap)
-    return TaskOptions(queue=queue, priority=priority, **data)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
+from sitq.backends._options import options_from, options_text
 from sitq.backends._view import expired_result
 from sitq.core import (
     CRASHED,
@@ -21,7 +21,6 @@ from sitq.core import (
     Reason,
     ReservedTask,
     Result,
-    Retry,
     Status,
     Task,
     TaskOptions,
@@ -77,7 +76,7 @@ def task_arguments(task: Task) -> tuple[Any, ...]:
     unique = "" if options.unique is None else options.unique
     retention = "" if options.retention is None else repr(float(options.retention))
     return (
-        task.id, options.queue, options.priority, created, eta, task.name, _options_text(options), expires, unique,
+        task.id, options.queue, options.priority, created, eta, task.name, options_text(options) or "", expires, unique,
         micros(options.unique_for or 0.0), retention, payload,
     )  # fmt: skip
 
@@ -106,7 +105,7 @@ def _fields(row: Row) -> dict[str, Any]:
         "status": _BY_CODE[status],
         "name": name.decode(),
         "payload": payload or None,
-        "options": _options(queue, priority) if not options else _options_from(queue, priority, options),
+        "options": options_from(queue.decode(), int(priority), options),
         "created_at": moment(created) or _EPOCH,
         "eta": moment(due) if due > created else None,
         "attempt": int(attempt or 0),
@@ -126,39 +125,6 @@ def _fence(fence: int | None) -> tuple[int, int]:
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1024)
-def _options(queue: bytes, priority: bytes) -> TaskOptions:
-    return TaskOptions(queue=queue.decode(), priority=int(priority))
-
-
-def _options_text(options: TaskOptions) -> str:
-    """Return what queue and priority do not say as JSON; empty when that is nothing."""
-    data: dict[str, Any] = {
-        "expires_at": stamp(options.expires_at),
-        "timeout": options.timeout,
-        "retry": options.retry and [options.retry.max_attempts, options.retry.base, options.retry.cap],
-        "unique": options.unique,
-        "unique_for": options.unique_for,
-        "executor": None if options.executor == _DEFAULTS.executor else options.executor,
-        "retention": options.retention,
-        "context": dict(options.context) or None,
-    }
-    data = {name: value for name, value in data.items() if value is not None}
-    try:
-        return json.dumps(data, separators=(",", ":")) if data else ""
-    except (TypeError, ValueError) as error:
-        raise ValidationError(f"the context of a task is plain data that fits into JSON: {error}") from error
-
-
-def _options_from(queue: bytes, priority: bytes, text: bytes) -> TaskOptions:
-    data: dict[str, Any] = json.loads(text)
-    data["expires_at"] = moment(data.get("expires_at"))
-    if "retry" in data:
-        max_attempts, base, cap = data["retry"]
-        data["retry"] = Retry(max_attempts=max_attempts, base=base, cap=cap)
-    return TaskOptions(queue=queue.decode(), priority=int(priority), **data)
 
 
 # --- outcomes and results ---------------------------------------------------------------------------------------------

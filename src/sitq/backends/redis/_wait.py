@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
+from sitq.backends._results import Waiting
 from sitq.backends.redis._link import Settings, abandon, connect
+from sitq.core import Result
 from sitq.exceptions import BackendError
 
 __all__ = ["Listener", "ResultWait", "wait_for_work"]
@@ -130,33 +132,19 @@ async def wait_for_work(
                 await event.wait()
 
 
-class ResultWait:
-    """Waits for results: one look at the store serves all who wait."""
+class ResultWait(Waiting):
+    """Waits for what the listener says has ended, and now and then looks at all that is waited for."""
 
     def __init__(
-        self, listener: Listener, read: Callable[[list[str]], Awaitable[tuple[dict[str, Any], float | None]]]
+        self, listener: Listener, read: Callable[[list[str]], Awaitable[tuple[dict[str, Result], float | None]]]
     ) -> None:
+        super().__init__()
         self._listener = listener
         self._read = read
-        self._waiting: dict[str, set[asyncio.Future[Any]]] = {}
         self._to_read: dict[str, None] = {}
         self._poke = asyncio.Event()
-        self._looking: asyncio.Task[None] | None = None
+        self._again_in = _POLL_RESULTS
         listener.ended = self._ended
-
-    async def wait(self, task_id: str, timeout: float) -> Any:
-        """Return the result of a task, or None after `timeout` seconds."""
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(task_id, set()).add(future)
-        self._listener.start()
-        self._ended([task_id])
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look(), name="look for results")
-        try:
-            await asyncio.wait([future], timeout=timeout)
-            return future.result() if future.done() else None
-        finally:
-            self._forget(task_id, future)
 
     async def close(self) -> None:
         """End the waits with an error."""
@@ -165,52 +153,33 @@ class ResultWait:
             self._looking.cancel()
             await asyncio.wait([self._looking])
 
+    def _wanted(self, task_id: str) -> None:
+        self._listener.start()
+        self._ended([task_id])
+
     def _ended(self, task_ids: Sequence[str]) -> None:
         """Read these results; all, when it is not known which."""
         self._to_read.update(dict.fromkeys(task_ids or self._waiting))
         self._poke.set()
 
-    def _forget(self, task_id: str, future: asyncio.Future[Any]) -> None:
-        future.cancel()
-        futures = self._waiting.get(task_id, set())
-        futures.discard(future)
-        if not futures:
-            self._waiting.pop(task_id, None)
-        if not self._waiting and self._looking is not None:
-            self._looking.cancel()
-            self._looking = None
+    async def _look(self) -> Mapping[str, Result]:
+        if not self._to_read:
+            await self._until_poked()
+        some = list(self._to_read)[:_AT_ONCE]
+        for task_id in some:
+            del self._to_read[task_id]
+        wanted = [task_id for task_id in some if task_id in self._waiting]
+        if not wanted:
+            return {}
+        found, soonest = await self._read(wanted)
+        self._again_in = min(self._again_in, _POLL_RESULTS if soonest is None else max(soonest, 0.001))
+        return found
 
-    async def _look(self) -> None:
-        again_in: float = _POLL_RESULTS
-        while self._waiting:
-            if not self._to_read:
-                self._poke.clear()
-                pause = again_in if self._listener.heard.is_set() else _POLL_DEAF
-                try:
-                    async with asyncio.timeout(pause):
-                        await self._poke.wait()
-                except TimeoutError:
-                    self._to_read.update(dict.fromkeys(self._waiting))
-                    again_in = _POLL_RESULTS
-            wanted = [task_id for task_id in list(self._to_read)[:_AT_ONCE] if task_id in self._waiting]
-            for task_id in list(self._to_read)[:_AT_ONCE]:
-                del self._to_read[task_id]
-            if not wanted:
-                continue
-            try:
-                found, soonest = await self._read(wanted)
-            except Exception as error:  # noqa: BLE001 (all who wait hear of it)
-                self._fail(error)
-                break
-            again_in = min(again_in, _POLL_RESULTS if soonest is None else max(soonest, 0.001))
-            for task_id, result in found.items():
-                for future in self._waiting.pop(task_id, ()):
-                    if not future.done():
-                        future.set_result(result)
-        self._looking = None
-
-    def _fail(self, error: Exception) -> None:
-        for future in [future for futures in self._waiting.values() for future in futures]:
-            if not future.done():
-                future.set_exception(error)
-        self._waiting.clear()
+    async def _until_poked(self) -> None:
+        self._poke.clear()
+        try:
+            async with asyncio.timeout(self._again_in if self._listener.heard.is_set() else _POLL_DEAF):
+                await self._poke.wait()
+        except TimeoutError:
+            self._to_read.update(dict.fromkeys(self._waiting))
+            self._again_in = _POLL_RESULTS

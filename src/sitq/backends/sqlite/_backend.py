@@ -15,15 +15,16 @@ from weakref import WeakKeyDictionary
 
 from sitq._group_commit import ROW_BYTES
 from sitq.backends._bytes import ByteBackend
+from sitq.backends._results import ResultWait
 from sitq.backends.base import Capability
 from sitq.backends.sqlite import _doctor, _operate, _work
 from sitq.backends.sqlite._caller import accept_in
 from sitq.backends.sqlite._clock import Clock
-from sitq.backends.sqlite._hints import kernel_wakes
+from sitq.backends.sqlite._hints import Watch, kernel_wakes
 from sitq.backends.sqlite._open import check_existing
 from sitq.backends.sqlite._rows import NewRow, new_row, reserved_from, result_from, task_from
 from sitq.backends.sqlite._store import DURABILITIES, Settings, Store, acquire
-from sitq.backends.sqlite._wait import ResultWait, WorkWait
+from sitq.backends.sqlite._wait import WorkWait
 from sitq.backends.sqlite._work import Transaction
 from sitq.core import (
     Accepted,
@@ -86,7 +87,7 @@ class SQLiteBackend(ByteBackend):
         self._clock = Clock()
         self._store: Store | None = None
         self._work_waits: WeakKeyDictionary[asyncio.AbstractEventLoop, WorkWait] = WeakKeyDictionary()
-        self._result_waits: WeakKeyDictionary[asyncio.AbstractEventLoop, ResultWait] = WeakKeyDictionary()
+        self._result_waits: WeakKeyDictionary[asyncio.AbstractEventLoop, ResultWait[Watch]] = WeakKeyDictionary()
         self._pid = os.getpid()
         if in_memory:
             self.capabilities = self.capabilities & ~Capability.TRANSACTION

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from sitq.backends._options import options_from, options_text
 from sitq.backends._view import expired_result
 from sitq.backends.sqlite._clock import Clock
-from sitq.core import Reason, ReservedTask, Result, Retry, Status, Task, TaskOptions
+from sitq.core import Reason, ReservedTask, Result, Status, Task, TaskOptions
 from sitq.exceptions import ValidationError
 
 __all__ = [
@@ -59,7 +60,7 @@ def new_row(task: Task, now: float) -> NewRow:
         raise ValidationError(f"a priority is a number from 0 to 9, not {options.priority!r}")
     unique_until = None if options.unique is None else now + (options.unique_for or 0.0)
     return (
-        task.id, options.queue, options.priority, due, created, task.name, _options_text(options),
+        task.id, options.queue, options.priority, due, created, task.name, options_text(options),
         seconds(options.expires_at), options.retention, options.unique, unique_until, task.payload,
     )  # fmt: skip
 
@@ -99,7 +100,7 @@ def _fill(kind: type[T], row: tuple[Any, ...], lease_offset: float) -> T:
         status=STATUSES[status],
         name=name,
         payload=payload,
-        options=_simple_options(queue, priority) if options is None else _options_from(queue, priority, options),
+        options=options_from(queue, priority, options),
         created_at=datetime.fromtimestamp(created, UTC),
         eta=datetime.fromtimestamp(due, UTC) if due > created else None,
         attempt=attempt,
@@ -115,39 +116,6 @@ def _fill(kind: type[T], row: tuple[Any, ...], lease_offset: float) -> T:
 
 
 # --- options --------------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1024)
-def _simple_options(queue: str, priority: int) -> TaskOptions:
-    return TaskOptions(queue=queue, priority=priority)
-
-
-def _options_text(options: TaskOptions) -> str | None:
-    """Return what queue and priority do not say as JSON; None when that is nothing."""
-    data: dict[str, Any] = {
-        "expires_at": seconds(options.expires_at),
-        "timeout": options.timeout,
-        "retry": options.retry and [options.retry.max_attempts, options.retry.base, options.retry.cap],
-        "unique": options.unique,
-        "unique_for": options.unique_for,
-        "executor": None if options.executor == _DEFAULTS.executor else options.executor,
-        "retention": options.retention,
-        "context": dict(options.context) or None,
-    }
-    data = {name: value for name, value in data.items() if value is not None}
-    try:
-        return json.dumps(data, separators=(",", ":")) if data else None
-    except (TypeError, ValueError) as error:
-        raise ValidationError(f"the context of a task is plain data that fits into JSON: {error}") from error
-
-
-def _options_from(queue: str, priority: int, text: str) -> TaskOptions:
-    data: dict[str, Any] = json.loads(text)
-    data["expires_at"] = _moment(data.get("expires_at"))
-    if "retry" in data:
-        max_attempts, base, cap = data["retry"]
-        data["retry"] = Retry(max_attempts=max_attempts, base=base, cap=cap)
-    return TaskOptions(queue=queue, priority=priority, **data)
 
 
 # --- results --------------------------------------------------------------------------------------------------------
