@@ -38,7 +38,7 @@ class Calls:
         defaults = known.settings.options
         if "eta" in values or "delay" in values:
             defaults = {name: value for name, value in defaults.items() if name not in ("eta", "delay")}
-        return Plan.of({**defaults, **values})
+        return _plan(function, {**defaults, **values})
 
     def has_parameter(self, function: Callable[..., Any], name: str) -> bool:
         """Say whether the function itself takes a parameter called `name`."""
@@ -78,7 +78,16 @@ def _look_up(function: Callable[..., Any]) -> _Known:
         signature = None
     settings = settings_of(function)
     positional = _positional(signature) if signature else range(0)
-    return _Known(function_name(function), signature, positional, settings, Plan.of(settings.options))
+    return _Known(function_name(function), signature, positional, settings, _plan(function, settings.options))
+
+
+def _plan(function: Callable[..., Any], values: Mapping[str, Any]) -> Plan:
+    if values.get("executor") == "thread" and inspect.iscoroutinefunction(function):
+        raise ValidationError(
+            f'{function_name(function)} is async and runs on the event loop: executor="thread" is for plain functions; '
+            'leave it out, or use "process"'
+        )
+    return Plan.of(values)
 
 
 def _positional(signature: inspect.Signature) -> range:

@@ -22,7 +22,7 @@ from sitq._threads import Returned, ThreadPool
 from sitq.core import CRASHED, Outcome, Reason, ReservedTask, Result, TaskOptions, utcnow
 from sitq.current import CurrentTask, _current
 from sitq.exceptions import Defer, Discard, PayloadTooLargeError, SerializationError, UnresolvableError
-from sitq.functions import TaskSettings, settings_of
+from sitq.functions import TaskSettings, registered, settings_of
 from sitq.queue import TaskQueue
 from sitq.retry import backoff, quarantined, retry_delay, unresolvable_delay
 from sitq.serialization import Call, Serializer
@@ -73,10 +73,12 @@ class Run:
     def begin_again(self) -> None:
         """Forget the last attempt: the task will run once more under the same reservation."""
         self.task = self.current = self.error = self.started = self.started_at = None
+        self.settling = False
 
     def unpublished(self) -> Any:
         """Return the progress the store has not seen yet, or None."""
-        value = self.current.progress_value if self.current is not None else None
+        current = self.current  # read once: the heartbeat's thread asks as well
+        value = current.progress_value if current is not None else None
         return None if value is self.published else value
 
     def stop(self, reason: str) -> None:
@@ -123,6 +125,7 @@ class Executor:
             if refused is not None:
                 return refused
             if self._processes is not None and _needs_a_process(run, self._processes):
+                settings = _settings_by_name(run.reserved)
                 return await self.hand_over(run, self._processes)
             call = self.resolve(run)
             settings = settings_of(call.function)
@@ -137,7 +140,9 @@ class Executor:
             return self.stopped(run) if run.stop_reason else self.retry_or_fail(run, error, settings)
         except _TimedOut as error:
             return self.retry_or_fail(run, error, settings, Reason.TIMEOUT)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever a task raises, the worker goes on)
+        except (KeyboardInterrupt, GeneratorExit):  # not the task's own
+            raise
+        except BaseException as error:  # noqa: BLE001 (whatever a task raises, the worker goes on)
             return self.retry_or_fail(run, error, settings)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
@@ -315,6 +320,12 @@ class Executor:
         return Outcome.failed(task.id, task.fence, result)
 
 
+def _settings_by_name(task: ReservedTask) -> TaskSettings:
+    """Return the retry rules of a task that is not decoded here, if its function is known here at all."""
+    function = task.function or registered(task.name)
+    return _NO_SETTINGS if function is None else settings_of(function)
+
+
 def _needs_a_process(run: Run, processes: ProcessPool) -> bool:
     """Say whether a task must not run in the worker's own process: it says so itself, or it may have ended one."""
     return run.options.executor == "process" or (run.reserved.crashes > 0 and processes.can_take(run.reserved))
@@ -350,7 +361,10 @@ def _wrapped(
 
 def _describe(error: BaseException) -> str:
     name = "TimeoutError" if isinstance(error, _TimedOut) else type(error).__name__
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 (the text of an exception is the task's own code)
+        text = "(its text could not be made)"
     return f"{name}: {text}" if text else name
 
 

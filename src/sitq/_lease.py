@@ -66,7 +66,7 @@ class Heartbeat:
         backend: Backend,
         worker: WorkerInfo,
         runs: Callable[[], list[Run]],
-        answered: Callable[[Extended], None],
+        answered: Callable[[list[Run], Extended], None],
         lapsed: Callable[[list[Run]], None],
     ) -> None:
         self._backend = backend
@@ -103,18 +103,19 @@ class Heartbeat:
             logger.warning("cannot close the heartbeat's handle (%s: %s)", type(error).__name__, error)
 
     async def _beat(self, runs: list[Run]) -> None:
-        asked, held = time.monotonic(), held_of(runs)
+        asked = time.monotonic()
         try:
+            held = held_of(runs)
             async with asyncio.timeout(self._worker.lease / 3):
                 await self._backend.connect()
                 answer = await self._backend.extend_leases(self._worker, held)
+            note_extended(runs, held, answer, asked, self._worker)
         except Exception as error:  # noqa: BLE001 (trouble with the store is weather: leases say when it is too much)
             logger.warning("cannot extend leases (%s: %s); trying again", type(error).__name__, error)
             self._tell_lapsed(runs)
             return
-        note_extended(runs, held, answer, asked, self._worker)
         if answer.lost or answer.cancelled:
-            self._tell(self._answered, answer)
+            self._tell(self._answered, runs, answer)
 
     def _tell_lapsed(self, runs: list[Run]) -> None:
         now = time.monotonic()
@@ -122,8 +123,8 @@ class Heartbeat:
         if lapsed:
             self._tell(self._lapsed, lapsed)
 
-    def _tell(self, callback: Callable[[Any], None], argument: Any) -> None:
+    def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
         try:
-            self._loop.call_soon_threadsafe(callback, argument)
+            self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:  # the worker's loop is closed
             self._stopping.set()

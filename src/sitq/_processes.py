@@ -44,6 +44,7 @@ in_child = False
 
 _IDLE = 60.0  # seconds an unused child is kept
 _MOST_TASKS = 1_000  # a child is replaced after so many
+_START_WITHIN = 60.0
 _STOP_WITHIN = 5.0
 _AFTER_TIMEOUT = 0.5  # the child's own timeout lets an async function clean up, so it goes first
 
@@ -104,6 +105,7 @@ class ProcessPool:
     async def close(self) -> None:
         """End all children: idle ones in order, busy ones at once."""
         idle = set(self._idle)
+        self._idle.clear()
         await asyncio.gather(*(self._end(child, kill=child not in idle) for child in list(self._children)))
         if self._ending:
             await asyncio.wait(self._ending)
@@ -128,7 +130,11 @@ class ProcessPool:
         child = _Child()
         self._children.add(child)
         try:
-            await child.start(setup)
+            async with asyncio.timeout(_START_WITHIN):
+                await child.start(setup)
+        except TimeoutError:
+            await self._end(child, kill=True)
+            raise CannotStartError(f"a child process was not ready within {_START_WITHIN:g} seconds") from None
         except BaseException:
             await self._end(child, kill=True)
             raise
@@ -142,13 +148,13 @@ class ProcessPool:
         return self._setup
 
     def _retire(self, child: _Child) -> None:
+        if child in self._idle:  # at once: it must not be given a task any more
+            self._idle.remove(child)
         task = asyncio.get_running_loop().create_task(self._end(child), name="sitq-child-end")
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
     async def _end(self, child: _Child, kill: bool = False) -> None:
-        if child in self._idle:
-            self._idle.remove(child)
         await child.end(kill)
         self._children.discard(child)
 

@@ -76,6 +76,7 @@ class Session:
         self._settler = Settler(queue.backend, self._settled, self._dropped)
         self._held: dict[str, Run] = {}
         self._backlog: deque[Run] = deque()
+        self._not_due: set[Run] = set()  # held for a store that hands tasks out before their eta
         self._running = 0
         self._average: float | None = None
         self._stopping = False
@@ -140,6 +141,10 @@ class Session:
                 await self._drain()
                 for task in background:
                     task.cancel()
+        except asyncio.CancelledError:
+            await self._hand_back()
+            await self._sign_off()
+            raise
         except ExceptionGroup as group_error:
             error = group_error.exceptions[0]
             logger.critical("worker %s cannot go on", self.info.id, exc_info=error)
@@ -152,6 +157,20 @@ class Session:
                 await heartbeat.stop()
             self._report.worker(EventName.WORKER_STOPPED)
         await self._sign_off()
+
+    async def _hand_back(self) -> None:
+        """Give everything back at once: whoever cancels the worker, as a Ctrl+C does, does not wait for its tasks."""
+        runs = [run for run in self._held.values() if not run.settling]
+        for run in runs:
+            run.stop("interrupted")
+        try:
+            async with asyncio.timeout(_AFTER_INTERRUPT):
+                await asyncio.gather(*(run.task for run in runs if run.task and not run.in_thread))
+                for run in [run for run in self._held.values() if not run.settling]:
+                    self._release(run)
+                await self._settler.flush()
+        except Exception as error:  # noqa: BLE001 (their leases will end)
+            logger.warning("cannot give back what was running (%s: %s)", type(error).__name__, error)
 
     async def _sign_off(self) -> None:
         """Have the store forget this worker: until its lease ends, it would look alive to operators."""
@@ -182,9 +201,7 @@ class Session:
         await self._until_calm(0.0 if self._hurry else self._grace)
         for run in [run for run in self._held.values() if not run.settling]:
             run.stop("interrupted")
-            if (
-                run.in_thread
-            ):  # it cannot be interrupted; the process ends, or another worker runs it beside this thread
+            if run.in_thread:  # it cannot be interrupted: another worker may run the task beside this thread
                 self._release(run)
         await self._until_calm(_AFTER_INTERRUPT)
         for run in [run for run in self._held.values() if not run.settling]:
@@ -251,15 +268,13 @@ class Session:
 
     async def _wait_for_work(self) -> None:
         timeout = self._plan.poll_interval * random.uniform(0.9, 1.1)  # noqa: S311 (so that workers do not march in step)
-        if self._until_empty:  # the end of another worker's last task wakes nobody
-            timeout = min(timeout, 1.0)
         if self._until_empty:  # what other workers finish wakes nobody here
             timeout = min(timeout, _LOOK_IF_EMPTY_EVERY)
         await self._until_woken(self._backend.wait_for_work(self.info, timeout))
 
     async def _is_empty(self) -> bool:
         """Say whether nothing of this worker's queues is ready, running or in retry backoff."""
-        if self._held:
+        if any(run not in self._not_due for run in self._held.values()):
             return False
         if not self._plan.inspect:
             return True
@@ -281,8 +296,9 @@ class Session:
             self._held[task.id] = run
             if late:
                 self._release(run)
-            elif task.eta is not None and task.eta > now:
-                self._again(run, Outcome.released(task.id, task.fence, (task.eta - now).total_seconds()))
+            elif task.eta is not None and task.eta > (task.reserved_at or now):  # by the store's clock, if it told
+                early = (task.eta - (task.reserved_at or now)).total_seconds()
+                self._again(run, Outcome.released(task.id, task.fence, early))
             else:
                 self._backlog.append(run)
         self._start_next()
@@ -315,15 +331,18 @@ class Session:
 
     async def _run(self, run: Run) -> None:
         self._report.started(run)
-        outcome = await self._executor.execute(run)
-        if outcome is not None and self._plan.leases and run.unpublished() is not None:
-            await self._publish_progress()
-        self._running -= 1
-        if run.started is not None:
-            self._average = smoothed(self._average, time.monotonic() - run.started)
-        if self._held.get(run.reserved.id) is run and not run.settling:
-            self._finish(run, outcome)
-        self._start_next()
+        try:
+            outcome = await self._executor.execute(run)
+            if run.started is not None:
+                self._average = smoothed(self._average, time.monotonic() - run.started)
+            if self._held.get(run.reserved.id) is run and not run.settling:
+                run.settling = True  # it has ended: nothing stops it any more, also while progress is handed over
+                if outcome is not None and self._plan.leases and run.unpublished() is not None:
+                    await self._publish_progress()
+                self._finish(run, outcome)
+        finally:
+            self._running -= 1
+            self._start_next()
 
     def _finish(self, run: Run, outcome: Outcome | None) -> None:
         if outcome is None:
@@ -344,11 +363,14 @@ class Session:
             run.reserved.crashes += crashed
             run.reserved.solo_crashes += crashed
             self._report.settled(run, outcome)
+        elif run.started is None:
+            self._not_due.add(run)
         run.reserved.reason = outcome.reason
         run.begin_again()
         asyncio.get_running_loop().call_later(outcome.delay, self._due_here, run)
 
     def _due_here(self, run: Run) -> None:
+        self._not_due.discard(run)
         if self._held.get(run.reserved.id) is run and not run.settling:
             self._backlog.append(run)
             self._start_next()
@@ -359,8 +381,8 @@ class Session:
         held, asked = held_of(runs), time.monotonic()
         try:
             answer = await self._backend.extend_leases(self.info, held)
-        except BackendError as error:
-            logger.warning("cannot publish progress: %s", error)
+        except Exception as error:  # noqa: BLE001 (the outcome matters more)
+            logger.warning("cannot publish progress (%s: %s)", type(error).__name__, error)
         else:
             note_extended(runs, held, answer, asked, self.info)
 
@@ -385,12 +407,15 @@ class Session:
             if self._until_empty and not self._stopping:
                 self._wake()  # to look whether that was all
 
-    def _heard(self, answer: Extended) -> None:
-        for reason, ids in (("lost", answer.lost), ("cancelled", answer.cancelled)):
-            for task_id in ids:
-                run = self._held.get(task_id)
-                if run is not None and not run.settling:
-                    self._stop_run(run, reason)
+    def _heard(self, asked: list[Run], answer: Extended) -> None:
+        """Stop what the store says, if it is still the run the store was asked about."""
+        for run in asked:
+            task_id = run.reserved.id
+            if self._held.get(task_id) is run and not run.settling:
+                if task_id in answer.lost:
+                    self._stop_run(run, "lost")
+                elif task_id in answer.cancelled:
+                    self._stop_run(run, "cancelled")
 
     def _lapsed(self, runs: list[Run]) -> None:
         for run in runs:
@@ -412,7 +437,7 @@ class Session:
         while self._plan.inspect:
             await asyncio.sleep(_PURGE_EVERY * random.uniform(0.5, 1.5))  # noqa: S311 (jitter)
             try:
-                while await self._backend.purge(limit=_PURGE_BATCH) == _PURGE_BATCH:
+                while await self._backend.purge(limit=_PURGE_BATCH) == _PURGE_BATCH:  # noqa: ASYNC110 (no event to await)
                     await asyncio.sleep(0.05)
             except BackendError as error:
                 logger.warning("cannot purge finished tasks: %s", error)

@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sitq.core import Outcome
+from sitq.core import Outcome, Reason, Result, utcnow
+from sitq.exceptions import ValidationError
 from sitq.retry import backoff
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = ["Settler"]
 logger = logging.getLogger("sitq")
 
 _BATCH = 500
+_TRIES = 5  # of one outcome, while others pass
 
 
 class Settler:
@@ -38,6 +40,8 @@ class Settler:
         self._dropped = dropped
         self._pending: deque[tuple[Run, Outcome]] = deque()
         self._any = asyncio.Event()
+        self._alone: set[asyncio.Task[None]] = set()
+        self._answers = 0  # batches the store has answered
 
     def put(self, run: Run, outcome: Outcome) -> None:
         """Queue an outcome for delivery."""
@@ -47,40 +51,92 @@ class Settler:
 
     async def loop(self) -> None:
         """Deliver what comes until cancelled."""
-        while True:
-            await self._any.wait()
-            self._any.clear()
-            while self._pending:
-                batch = [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
-                await self._deliver(batch)
+        try:
+            while True:
+                await self._any.wait()
+                self._any.clear()
+                while self._pending:
+                    await self._deliver(self._next_batch())
+        finally:
+            for task in self._alone:
+                task.cancel()
+
+    async def flush(self) -> None:
+        """Deliver what is left, once, after `loop` was cancelled."""
+        while self._pending:
+            batch = self._next_batch()
+            self._answered(batch, await self._backend.settle([outcome for _, outcome in batch]))
+
+    def _next_batch(self) -> list[tuple[Run, Outcome]]:
+        return [self._pending.popleft() for _ in range(min(_BATCH, len(self._pending)))]
 
     async def _deliver(self, batch: list[tuple[Run, Outcome]]) -> None:
-        failures = 0
-        while batch:
+        """Hand over a batch. If that fails its outcomes go alone from then on: a bad one must not hold up the rest."""
+        try:
+            answers = await self._backend.settle([outcome for _, outcome in batch])
+        except asyncio.CancelledError:
+            self._pending.extendleft(reversed(batch))
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever it is, the outcomes are still owed)
+            logger.warning("cannot settle %d tasks (%s: %s); repeating", len(batch), type(error).__name__, error)
+            for run, outcome in batch:
+                task = asyncio.create_task(self._deliver_alone(run, outcome), name="sitq-settle")
+                self._alone.add(task)
+                task.add_done_callback(self._alone.discard)
+            await asyncio.sleep(backoff(1, 0.1, 5.0))
+        else:
+            self._answered(batch, answers)
+
+    async def _deliver_alone(self, run: Run, outcome: Outcome) -> None:
+        failures, answers_before = 0, self._answers
+        replaced = False
+        while run.lease_until > time.monotonic():
+            await asyncio.sleep(backoff(failures + 1, 0.1, 5.0))
             try:
-                answers = await self._backend.settle([outcome for _, outcome in batch])
-            except Exception as error:  # noqa: BLE001 (whatever it is, the outcomes are still owed)
+                answers = await self._backend.settle([outcome])
+            except asyncio.CancelledError:
+                self._pending.append((run, outcome))
+                raise
+            except Exception as error:  # noqa: BLE001
                 failures += 1
-                logger.warning("cannot settle %d tasks (%s: %s); repeating", len(batch), type(error).__name__, error)
-                await asyncio.sleep(backoff(failures, 0.1, 5.0))
-                batch = self._without_lapsed(batch)
+                logger.warning("cannot settle task %s (%s: %s)", run.reserved.id, type(error).__name__, error)
+                if _is_at_fault(error) or (failures >= _TRIES and self._answers > answers_before):
+                    if replaced:
+                        break
+                    outcome, replaced, failures = _instead_of(run, outcome, error), True, 0
             else:
-                self._answered(batch, answers)
+                self._answered([(run, outcome)], answers)
                 return
-            if len(batch) > 1:  # one bad outcome must not hold up the others
-                await asyncio.gather(*(self._deliver([item]) for item in batch))
-                return
+        self._dropped(run, f"{outcome.kind} could not be delivered before its lease ended")
 
     def _answered(self, batch: list[tuple[Run, Outcome]], answers: list[bool]) -> None:
+        self._answers += 1
         for (run, outcome), accepted in zip(batch, answers, strict=True):
             if accepted:
                 self._settled(run, outcome)
             else:
                 self._dropped(run, "another worker or an operator has taken it")
 
-    def _without_lapsed(self, batch: list[tuple[Run, Outcome]]) -> list[tuple[Run, Outcome]]:
-        now = time.monotonic()
-        for run, outcome in batch:
-            if run.lease_until <= now:
-                self._dropped(run, f"{outcome.kind} could not be delivered before its lease ended")
-        return [(run, outcome) for run, outcome in batch if run.lease_until > now]
+
+def _is_at_fault(error: Exception) -> bool:
+    """Say whether an outcome itself is what the store chokes on: trouble with the store has other types."""
+    return isinstance(error, (ValidationError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError))
+
+
+def _instead_of(run: Run, outcome: Outcome, error: Exception) -> Outcome:
+    """Return the outcome to store when the store cannot hold the real one: plain, and it says so."""
+    task, result = run.reserved, outcome.result
+    return Outcome.failed(
+        task.id,
+        task.fence,
+        Result(
+            task_id=task.id,
+            status="failed",
+            error=f"its outcome ({outcome.kind}) could not be stored: {type(error).__name__}",
+            reason=Reason.ERROR,
+            attempts=max(task.attempt, 1),
+            enqueued_at=task.created_at,
+            started_at=run.started_at,
+            finished_at=result.finished_at if result else utcnow(),
+        ),
+    )

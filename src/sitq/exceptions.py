@@ -21,7 +21,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -48,6 +47,10 @@ __all__ = [
     "ValidationError",
     "WorkerError",
 ]
+
+
+LONGEST = 100 * 365.25 * 86_400.0
+"""The longest delay, in seconds: further off no calendar and no store's clock can be trusted to agree."""
 
 
 class SitqError(Exception):
@@ -138,10 +141,10 @@ class Defer(Exception):  # noqa: N818 (control flow, not an error)
     def __init__(self, delay: float | timedelta, reason: str | None = None) -> None:
         super().__init__(delay, reason)
         seconds: object = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        if not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
-            raise ValidationError(f"Defer takes a number of seconds, zero or more, or a timedelta, not {delay!r}")
+        if not isinstance(seconds, (int, float)) or not 0 <= seconds <= LONGEST:
+            raise ValidationError(f"Defer takes a number of seconds from 0 to 100 years, or a timedelta, not {delay!r}")
         self.delay = float(seconds)
-        self.reason = reason
+        self.reason = None if reason is None else str(reason)
 
 
 class Discard(Exception):  # noqa: N818 (control flow, not an error)
@@ -149,4 +152,4 @@ class Discard(Exception):  # noqa: N818 (control flow, not an error)
 
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)

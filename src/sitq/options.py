@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypedDict
 
 from sitq.core import Retry, TaskOptions, utcnow
-from sitq.exceptions import ValidationError
+from sitq.exceptions import LONGEST, ValidationError
 
 __all__ = ["OptionValues", "Plan", "validate_options"]
 
@@ -105,8 +104,8 @@ def _seconds(name: str, value: Any) -> float | None:
     if value is None:
         return None
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
-        raise ValidationError(f"{name} is a number of seconds, zero or more, or a timedelta, not {value!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= LONGEST:
+        raise ValidationError(f"{name} is a number of seconds from 0 to 100 years, or a timedelta, not {value!r}")
     return float(seconds)
 
 
@@ -127,8 +126,8 @@ def _retry(_name: str, value: Any) -> Retry | None:
     retry = Retry(max_attempts=value) if type(value) is int else value
     if not isinstance(retry, Retry) or type(retry.max_attempts) is not int or retry.max_attempts < 1:
         raise ValidationError(f"retry is the number of attempts, at least 1, or a Retry(…), not {value!r}")
-    if not (0 <= retry.base < math.inf and 0 <= retry.cap < math.inf):
-        raise ValidationError(f"base and cap of a Retry are seconds, zero or more, not {value!r}")
+    if not (0 <= retry.base <= LONGEST and 0 <= retry.cap <= LONGEST):
+        raise ValidationError(f"base and cap of a Retry are seconds from 0 to 100 years, not {value!r}")
     return retry
 
 

@@ -39,6 +39,7 @@ Lifespan = Callable[["TaskQueue"], AbstractAsyncContextManager[Any]]
 _CHUNK_TASKS = 1_000
 _CHUNK_BYTES = 4 * 2**20
 _LONG_WAIT = 60.0
+_NOT_GIVEN: Any = object()  # None may be the argument of a function's own `eta`
 
 
 class TaskHandle(str, Generic[R_co]):
@@ -169,7 +170,7 @@ class TaskQueue:
     @overload
     async def enqueue(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
     async def enqueue(
-        self, function: Callable[..., Any], /, *args: Any, eta: Any = None, **kwargs: Any
+        self, function: Callable[..., Any], /, *args: Any, eta: Any = _NOT_GIVEN, **kwargs: Any
     ) -> TaskHandle[Any]:
         """Store the call `function(*args, **kwargs)`, to be run by a worker, not before `eta` (an aware `datetime`).
 
@@ -178,7 +179,7 @@ class TaskQueue:
         it.
         """
         plan = self._calls.plan(function)
-        if eta is not None:
+        if eta is not _NOT_GIVEN:
             if self._calls.has_parameter(function, "eta"):
                 raise ValidationError(
                     f"{function!r} has a parameter named eta: use queue.options(eta=…).enqueue(…) for when it runs, "

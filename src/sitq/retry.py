@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from sitq.core import Retry
@@ -51,7 +52,8 @@ def unresolvable_delay(reason: str | None, now: datetime) -> tuple[float, str] |
     """
     since = now
     if reason is not None and reason.startswith(_SINCE):
-        since = datetime.fromisoformat(reason.removeprefix(_SINCE))
+        with suppress(ValueError):  # a reason of the task's own that begins like ours
+            since = datetime.fromisoformat(reason.removeprefix(_SINCE))
     waited = (now - since).total_seconds()
     if waited >= UNRESOLVABLE_FOR.total_seconds():
         return None

@@ -104,7 +104,10 @@ class Worker:
                 loop.remove_signal_handler(number)
 
     async def stop(self) -> None:
-        """Reserve no more, let running tasks finish for up to the grace, give back the rest, and then return."""
+        """Reserve no more, let running tasks finish for up to the grace, give back the rest, and then return.
+
+        Nothing happens to a worker that has not begun.
+        """
         session = self._session
         if session is not None:
             session.request_stop()
@@ -126,7 +129,13 @@ class Worker:
         session = self._new_session()
         self._background = asyncio.create_task(session.run(), name="sitq-worker")
         started = asyncio.create_task(session.started.wait())
-        await asyncio.wait([self._background, started], return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait([self._background, started], return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:  # cancelled: there will be no __aexit__
+            started.cancel()
+            self._background.cancel()
+            await asyncio.wait([self._background])
+            raise
         if self._background.done():
             started.cancel()
             await self._background  # it could not start: raise what it raised

@@ -7,6 +7,7 @@ since has another ticket, and its old entries are dropped when they come up.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ class Store:
     workers: dict[str, WorkerInfo] = field(default_factory=dict)
     waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = field(default_factory=set)
     seq: int = 0
+    pid: int = field(default_factory=os.getpid)
     clock_offset: float = 0.0  # seconds; tests move it to let time pass
 
     def now(self) -> float:

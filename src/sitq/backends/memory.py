@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -41,7 +42,7 @@ from sitq.core import (
     phase_of,
     utcnow,
 )
-from sitq.exceptions import InvalidTransitionError, ValidationError
+from sitq.exceptions import BackendError, InvalidTransitionError, ValidationError
 
 __all__ = ["MemoryBackend", "MemoryTransaction"]
 
@@ -85,6 +86,10 @@ class MemoryBackend(ByteBackend):
         if url.rstrip("/") != "memory:":
             raise ValidationError(f"a store in memory has no address: write memory://, not {url}")
         return cls()
+
+    async def connect(self) -> None:
+        if self._store.pid != os.getpid():
+            raise BackendError("a store in memory stays in the process that made it: use a file for several processes")
 
     def clone(self) -> Self:
         other = type(self)()
@@ -151,7 +156,7 @@ class MemoryBackend(ByteBackend):
                     continue
                 store.run(row, worker)
                 fields = {name: getattr(row.task, name) for name in _TASK_FIELDS}
-                reserved.append(ReservedTask(**fields, reserved_at=utcnow()))
+                reserved.append(ReservedTask(**fields, reserved_at=store.wall()))
         return reserved
 
     async def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
@@ -161,7 +166,7 @@ class MemoryBackend(ByteBackend):
 
     def _settle(self, outcome: Outcome) -> bool:
         row = self._store.rows.get(outcome.task_id)
-        if row is None or row.task.fence != outcome.fence:
+        if row is None or outcome.fence is None or row.task.fence != outcome.fence:
             return False
         if row.task.status != Status.RUNNING:
             return True  # this fence has settled before
