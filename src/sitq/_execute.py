@@ -131,9 +131,9 @@ class Executor:
             settings = settings_of(call.function)
             return self.complete(run, await self.call(run, call))
         except Defer as wish:
-            return Outcome.released(run.reserved.id, run.reserved.fence, wish.delay, wish.reason)
+            return Outcome.released(run.reserved.id, run.reserved.fence, wish.delay, wish.reason and _utf8(wish.reason))
         except Discard as wish:
-            return self.fail(run, Reason.DISCARDED, wish.reason or "discarded by the task")
+            return self.fail(run, Reason.DISCARDED, _utf8(wish.reason) or "discarded by the task")
         except _Undecodable as verdict:
             return self.undecodable(run, verdict.cause)
         except asyncio.CancelledError as error:
@@ -365,7 +365,12 @@ def _describe(error: BaseException) -> str:
         text = str(error)
     except Exception:  # noqa: BLE001 (the text of an exception is the task's own code)
         text = "(its text could not be made)"
-    return f"{name}: {text}" if text else name
+    return _utf8(f"{name}: {text}") if text else name
+
+
+def _utf8(text: str) -> str:
+    """Return a text that any store and terminal can take: the name of a file may hold half a character."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _format(error: BaseException) -> str:
@@ -373,7 +378,7 @@ def _format(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("__name__") in _OWN_MODULES:
         trace = trace.tb_next
-    return "".join(traceback.format_exception(type(error), error, trace))
+    return _utf8("".join(traceback.format_exception(type(error), error, trace)))
 
 
 _OWN_MODULES = frozenset({__name__, "sitq._threads"})

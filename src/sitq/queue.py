@@ -39,7 +39,16 @@ Lifespan = Callable[["TaskQueue"], AbstractAsyncContextManager[Any]]
 _CHUNK_TASKS = 1_000
 _CHUNK_BYTES = 4 * 2**20
 _LONG_WAIT = 60.0
-_NOT_GIVEN: Any = object()  # None may be the argument of a function's own `eta`
+
+
+class _NotGiven:
+    """The default of `eta`: None itself may be the argument of a function's own `eta`. Reads as None in signatures."""
+
+    def __repr__(self) -> str:
+        return "None"
+
+
+_NOT_GIVEN: Any = _NotGiven()
 
 
 class TaskHandle(str, Generic[R_co]):
