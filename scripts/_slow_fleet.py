@@ -41,7 +41,7 @@ async def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + DEADLINE
     while not condition():
         check(time.monotonic() < deadline, "it did not come")
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
 
 
 def log_of(folder: Path) -> list[tuple[str, int]]:
@@ -63,6 +63,8 @@ async def kills(folder: Path, number: int) -> None:
     async with TaskQueue(SQLiteBackend(folder / "tasks.db")) as queue:
         with Fleet(folder, "--processes", "2", "-c", "4", "--lease", "3600", "--log-level", "error") as fleet:
             for turn in range(number):
+                while len(await queue.backend.list_workers()) < 2:  # noqa: ASYNC110 (told by nobody)
+                    await asyncio.sleep(0.01)
                 (folder / "go").unlink(missing_ok=True)
                 (folder / "log").unlink(missing_ok=True)
                 handles = await queue.enqueue_many(app.hold, [(f"t{turn}-{n}",) for n in range(4)])
@@ -72,14 +74,13 @@ async def kills(folder: Path, number: int) -> None:
                 killed = time.monotonic()
                 fleet.kill(victim)
                 while await crashes_of(queue, handles) < held:  # noqa: ASYNC110 (told by nobody)
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(0.01)
                 reserved.append(time.monotonic() - killed)
                 await until(lambda held=held: len(fleet.log()) == 4 + held)  # type: ignore[misc]
                 waits.append(time.monotonic() - killed)
                 (folder / "go").touch()
                 for handle in handles:
                     await handle.result(timeout=DEADLINE)
-                await until(lambda: len(fleet.workers()) == 2)
                 check(await crashes_of(queue, handles) == held, "others were blamed")
             fleet.signal()
             check(fleet.end().exit_code == 0, "the exit code is not 0")

@@ -33,6 +33,7 @@ _RETIRING = b"r"
 
 _YOUNG = 5.0  # seconds: one that ends earlier is replaced with a pause
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
+_MAKE_WAY = 0.25  # seconds in which the others start what a dead one held, before a new one needs the processor
 _FALSE_STARTS = 6  # ends in a row before a process had started
 _EXIT_USAGE = 2  # said of a command line that cannot work: no use in repeating it
 _HURRIED = 10.0  # seconds after a second request to stop
@@ -220,6 +221,8 @@ class _Supervisor:
                 self._give_up(process.code, false_starts)
             elif young > 1 or false_starts:
                 await self._pause(min(_FIRST_PAUSE * 2.0 ** (young - 1 + bool(false_starts)), _LONGEST_PAUSE))
+            elif self._running:
+                await self._pause(_MAKE_WAY)
 
     async def _end_of(self, process: _Process) -> None:
         """Wait for a process; whatever one that did not end by itself still held is free at once."""

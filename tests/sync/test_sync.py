@@ -287,6 +287,21 @@ for _ in range(4): threading.Thread(target=many).start()
     assert_stored(path, ids, 80)
 
 
+def test_a_script_that_has_ended_is_not_run_again_for_its_threads(tmp_path: Path, path: Path) -> None:
+    ids = run(
+        tmp_path,
+        """
+def late():
+    threading.main_thread().join()
+    print(queue.enqueue(add, 1, 1))
+
+print(queue.enqueue(add, 0, 0))
+threading.Thread(target=late).start()
+""",
+    )
+    assert_stored(path, ids, 2)
+
+
 def test_a_program_that_ends_while_a_thread_waits_does_not_hang(tmp_path: Path, path: Path) -> None:
     ids = run(
         tmp_path,
