@@ -126,9 +126,11 @@ async def test_progress_is_seen_while_it_runs_and_after(queue: TaskQueue, tmp_pa
     assert task.progress == {"done": 3}
 
 
-async def test_a_task_enqueues_others(queue: TaskQueue) -> None:
-    task_id = await run(queue, chores.parent)
-    assert await queue.get_task(task_id) is not None
+@pytest.mark.parametrize("backend", ["sqlite", "postgres", "valkey"], indirect=True)
+async def test_a_task_enqueues_others(backend: Backend) -> None:
+    async with TaskQueue(backend) as queue:
+        task_id = await run(queue, chores.parent)
+        assert await queue.get_task(task_id) is not None
 
 
 @pytest.mark.parametrize("url", ["memory://", "sqlite:///:memory:"])

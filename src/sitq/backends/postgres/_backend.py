@@ -44,6 +44,7 @@ from sitq.serialization import Serializer
 __all__ = ["PostgresBackend"]
 
 T = TypeVar("T")
+B = TypeVar("B", bound="PostgresBackend")
 
 _SCHEMA = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
 _FLAG = {"true": True, "1": True, "false": False, "0": False}.__getitem__
@@ -135,11 +136,13 @@ class PostgresBackend(ByteBackend):
         return cls(urlunsplit(parts._replace(query=urlencode(rest))), **options)
 
     def clone(self) -> Self:
-        other = type(self).__new__(type(self))
-        PostgresBackend.__init__(other, self._settings.dsn)
-        other._settings, other._clock, other.poll_interval = self._settings, self._clock, self.poll_interval
-        other._signing_keys = self._signing_keys
+        other = _with_settings(type(self), self._settings, self._signing_keys)
+        other._clock = self._clock
         return other
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
+        """Cross to another process as the settings."""
+        return _with_settings, (type(self), self._settings, self._signing_keys)
 
     def default_serializer(self) -> Serializer:
         return network_serializer(self._signing_keys, "PostgreSQL")
@@ -318,3 +321,10 @@ def _new_rows(tasks: Sequence[NewTask]) -> list[NewRow]:
 
 def _size(tasks: Sequence[NewTask]) -> int:
     return sum(ROW_BYTES + len(new.task.payload or b"") for new in tasks)
+
+
+def _with_settings(kind: type[B], settings: Settings, signing_keys: Mapping[str, bytes] | None) -> B:
+    backend = kind.__new__(kind)
+    PostgresBackend.__init__(backend, settings.dsn, listen=settings.listen, signing_keys=signing_keys)
+    backend._settings = settings
+    return backend

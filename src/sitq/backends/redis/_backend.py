@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from sitq._group_commit import ROW_BYTES, Lane
@@ -51,6 +51,8 @@ from sitq.serialization import Serializer
 __all__ = ["RedisBackend"]
 
 _SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
+
+B = TypeVar("B", bound="RedisBackend")
 
 
 class RedisBackend(ByteBackend):
@@ -123,10 +125,13 @@ class RedisBackend(ByteBackend):
         return cls(urlunsplit(parts._replace(query=urlencode(query))), **options)
 
     def clone(self) -> Self:
-        other = type(self).__new__(type(self))
-        other._settings = self._settings
-        other._signing_keys, other._serializer, other._stores = self._signing_keys, self._serializer, {}
+        other = _with_settings(type(self), self._settings, self._signing_keys)
+        other._serializer = self._serializer
         return other
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
+        """Cross to another process as the settings."""
+        return _with_settings, (type(self), self._settings, self._signing_keys)
 
     def default_serializer(self) -> Serializer:
         if self._serializer is None:
@@ -298,3 +303,10 @@ class RedisBackend(ByteBackend):
 
 
 _inherited: list[Store] = []  # of a parent process: closing them would talk on its connections
+
+
+def _with_settings(kind: type[B], settings: Settings, signing_keys: Mapping[str, bytes] | None) -> B:
+    backend = kind.__new__(kind)
+    backend._settings, backend._signing_keys = settings, signing_keys
+    backend._serializer, backend._stores = None, {}
+    return backend
