@@ -334,6 +334,13 @@ async def _hang_up(child: Any, kill: bool) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    listings = Path(f"/proc/{pid}/task").glob("*/children")
-    pids = [int(child) for listing in listings for child in listing.read_text(encoding="ascii").split()]
-    return [pid for pid in pids if "sitq._child" in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")]
+    listings = [_read(path) for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    pids = [int(child) for listing in listings for child in listing.split()]
+    return [pid for pid in pids if "sitq._child" in _read(Path(f"/proc/{pid}/cmdline"))]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:  # it has ended in the meantime
+        return ""
