@@ -22,6 +22,7 @@ from sitq import Phase, Result
 from sitq.core import TaskFilter
 
 ENDED = (Phase.COMPLETED, Phase.FAILED, Phase.CANCELLED, Phase.EXPIRED, Phase.QUARANTINED)
+IDS = Path("demo.db.ids")
 console = Console(record=True, highlight=False)
 
 
@@ -36,25 +37,23 @@ def main() -> int:
     status = asyncio.run(demo(arguments))
     if arguments.picture:
         picture = console.export_svg(title="scripts/demo")
-        own_fonts = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)  # a README loads nothing from elsewhere
-        Path(arguments.picture).write_text(own_fonts)
+        # Without its fonts from elsewhere: a README loads nothing.
+        Path(arguments.picture).write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
     return status
 
 
 async def demo(arguments: argparse.Namespace) -> int:
     """Enqueue what is not there yet, work, and report."""
     if arguments.fresh:
-        for name in Path().glob("demo.db*"):
-            name.unlink()
-    ids = Path("demo.db.ids")
+        forget()
     async with queue:
-        known = ids.read_text().split() if ids.exists() else []
+        known = recall()
         done = await ended()
         if known and done < len(known):
             console.print(f"Resuming: {done:,} of {len(known):,} tasks are done (--fresh starts anew).")
         else:
             known = await enqueue()
-            ids.write_text("\n".join(known))
+            remember(known)
         started = time.monotonic()
         before = await ended()
         killed = await work(arguments, len(known))
@@ -64,6 +63,22 @@ async def demo(arguments: argparse.Namespace) -> int:
             return 0
         results = [await queue.get_result(task_id) for task_id in known]
         return report(results, killed, seconds, len(known) - before)
+
+
+def forget() -> None:
+    """Delete the queue and what is known of it."""
+    for name in Path().glob("demo.db*"):
+        name.unlink()
+
+
+def recall() -> list[str]:
+    """Return the ids of an earlier run."""
+    return IDS.read_text().split() if IDS.exists() else []
+
+
+def remember(ids: list[str]) -> None:
+    """Keep the ids for a run that resumes this one."""
+    IDS.write_text("\n".join(ids))
 
 
 async def enqueue() -> list[str]:
@@ -82,7 +97,7 @@ async def work(arguments: argparse.Namespace, total: int) -> list[str]:
     """Start `sitq worker`, watch it, and kill one of its processes in the middle; return the tasks it held."""
     command = [sys.executable, "-m", "sitq", "worker", "measure:queue", "--processes", str(arguments.processes)]
     log = Path("demo.log").open("w")  # noqa: SIM115, ASYNC230 (the child's for as long as it lives)
-    workers = subprocess.Popen([*command, "--concurrency", "4"], stdout=log, stderr=log)  # noqa: ASYNC220
+    workers = subprocess.Popen([*command, "--concurrency", "4"], stdout=log, stderr=log)  # noqa: ASYNC220, S603 (our own command)
     killed: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
@@ -109,7 +124,8 @@ async def kill_one(progress: Progress) -> list[str]:
         held = await queue.backend.list_tasks(TaskFilter(worker_id=worker.id, phase=Phase.RUNNING))
         if held:
             os.kill(worker.pid, signal.SIGKILL)
-            progress.console.print(f"[bold red]kill -9[/] {worker.pid}: a worker with {len(held)} running tasks is gone.")
+            said = f"[bold red]kill -9[/] {worker.pid}: a worker with {len(held)} running tasks is gone."
+            progress.console.print(said)
             return [task.id for task in held]
     return []
 

@@ -270,17 +270,20 @@ class CommitThread:
             self.closed.set_result(None)
             return
         self.opened.set_result(None)
+        lanes = Lanes()
         try:
-            self._serve(executor)
+            self._serve(executor, lanes)
         finally:
-            self._refuse(BackendError("the store was closed: connect to it again"))
+            refusal = BackendError("the store was closed: connect to it again")
+            self._refuse(refusal)
+            while left := lanes.take():  # none, unless the thread dies of a bug
+                _deliver([(operation, None, refusal) for operation in left])
             with self._busy:
                 self._executor = None
                 executor.close()
             self.closed.set_result(None)
 
-    def _serve(self, executor: BlockingExecutor) -> None:
-        lanes = Lanes()
+    def _serve(self, executor: BlockingExecutor, lanes: Lanes) -> None:
         stopping = False
         while True:
             operations = lanes.take()

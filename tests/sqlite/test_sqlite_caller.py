@@ -75,8 +75,9 @@ async def test_a_connection_that_is_less_durable_than_the_queue(path: Path, back
         connection.execute("PRAGMA synchronous = NORMAL")
         with pytest.raises(ValidationError, match="PRAGMA synchronous = FULL"):
             await backend.enqueue_in(connection, [new()])
-    async with SQLiteBackend(path, durability="relaxed") as relaxed:
-        with closing(sqlite3.connect(path)) as connection:
+    other = path.with_name("relaxed.db")  # on one file the stronger level holds
+    async with SQLiteBackend(other, durability="relaxed") as relaxed:
+        with closing(sqlite3.connect(other)) as connection:
             connection.execute("PRAGMA synchronous = OFF")
             with pytest.raises(ValidationError, match="PRAGMA synchronous = NORMAL"):
                 await relaxed.enqueue_in(connection, [new()])

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
-from weakref import WeakKeyDictionary
 
 from sitq._group_commit import ROW_BYTES
 from sitq.backends._bytes import ByteBackend
@@ -86,8 +85,8 @@ class SQLiteBackend(ByteBackend):
         self._key: object = object() if in_memory else self._settings.path
         self._clock = Clock()
         self._store: Store | None = None
-        self._work_waits: WeakKeyDictionary[asyncio.AbstractEventLoop, WorkWait] = WeakKeyDictionary()
-        self._result_waits: WeakKeyDictionary[asyncio.AbstractEventLoop, ResultWait[Watch]] = WeakKeyDictionary()
+        self._work_waits: dict[asyncio.AbstractEventLoop, WorkWait] = {}
+        self._result_waits: dict[asyncio.AbstractEventLoop, ResultWait[Watch]] = {}
         self._pid = os.getpid()
         if in_memory:
             self.capabilities = self.capabilities & ~Capability.TRANSACTION
@@ -133,16 +132,20 @@ class SQLiteBackend(ByteBackend):
     # --- open and close -----------------------------------------------------------------------------------------------
 
     async def connect(self) -> None:
-        if self._store is None or self._pid != os.getpid():
+        store = self._store
+        if store is not None and self._pid == os.getpid() and not store.has_ended:
+            if not store.is_open:  # somebody else is at it
+                await store.opened()
+        else:
             self._leave_parent()
             store = self._store = acquire(self._settings, self._key)
             try:
                 await store.opened()
-            except BaseException:
+            except Exception:  # not a cancellation: those who wait beside this one still want it
                 self._store = None
                 await store.release()
                 raise
-        wakes = kernel_wakes() or not self._store.is_file
+        wakes = kernel_wakes() or not store.is_file
         self.poll_interval = 5.0 if wakes else 1.0
 
     async def connect_existing(self) -> None:
@@ -178,7 +181,7 @@ class SQLiteBackend(ByteBackend):
 
     async def _open(self) -> Store:
         store = self._store
-        if store is None or self._pid != os.getpid():
+        if store is None or self._pid != os.getpid() or not store.is_open:
             await self.connect()
             return await self._open()
         return store
@@ -207,7 +210,7 @@ class SQLiteBackend(ByteBackend):
         if not store.is_file:
             self._unsupported(Capability.TRANSACTION)
         rows, _ = self._new_rows(tasks)
-        accepted = accept_in(connection, rows, self._clock.now(), self._settings)
+        accepted = accept_in(connection, rows, self._clock.now(), replace(self._settings, durability=store.durability))
         store.work.give()  # before the commit, which is the caller's: who finds nothing looks again
         return accepted
 
@@ -236,6 +239,7 @@ class SQLiteBackend(ByteBackend):
         loop = asyncio.get_running_loop()
         wait = self._work_waits.get(loop)
         if wait is None:
+            _forget_ended_loops(self._work_waits)
             wait = self._work_waits[loop] = WorkWait(store.work.watch())
 
         async def next_work(jitter: float) -> float | None:
@@ -254,6 +258,7 @@ class SQLiteBackend(ByteBackend):
         loop = asyncio.get_running_loop()
         wait = self._result_waits.get(loop)
         if wait is None:
+            _forget_ended_loops(self._result_waits)
             wait = self._result_waits[loop] = ResultWait(store.done.watch(), self._results)
         result: Result | None = await wait.wait(task_id, timeout)
         return result
@@ -319,3 +324,9 @@ def _with_settings(kind: type[B], settings: Settings) -> B:
     SQLiteBackend.__init__(backend, settings.path)
     backend._settings = settings
     return backend
+
+
+def _forget_ended_loops(waits: dict[asyncio.AbstractEventLoop, Any]) -> None:
+    """Close the watches of event loops that have ended, as after each `asyncio.run` of a script with a global queue."""
+    for loop in [loop for loop in waits if loop.is_closed()]:
+        waits.pop(loop).watch.close()

@@ -24,7 +24,7 @@ _ADVICE = {
 
 _ABOUT_DATA = (
     sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError, OverflowError,
-    TypeError, ValueError,
+    TypeError, ValueError, AttributeError, LookupError,
 )  # fmt: skip
 
 
@@ -45,7 +45,9 @@ def is_about_data(error: Exception) -> bool:
 
 def explain(error: Exception, path: str) -> BackendError:
     """Return the `BackendError` for an error of SQLite, its cause attached."""
-    if is_about_data(error):
+    if isinstance(error, BackendError):
+        explained = BackendError(str(error))
+    elif is_about_data(error):
         explained = BackendError(f"{path} cannot store this: {error}")
     else:
         advice = _ADVICE.get(_name(error), "SQLite says")

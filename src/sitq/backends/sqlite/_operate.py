@@ -63,7 +63,10 @@ _AFTERLIFE = """
 purge_at = max(:now + coalesce(retention, :retention), coalesce(unique_until, 0)),
 unique_key = CASE WHEN unique_until > :now THEN unique_key END
 """
-_END = f"UPDATE sitq_tasks SET status = :status, {_LET_GO}, {_AFTERLIFE} WHERE id = :id"  # noqa: S608
+_END = f"""
+UPDATE sitq_tasks SET status = :status, {_LET_GO}, {_AFTERLIFE}, reason = CASE WHEN outcome IS NOT NULL THEN reason END
+WHERE id = :id
+"""  # noqa: S608
 _QUEUE = f"""
 UPDATE sitq_tasks SET status = 0, {_LET_GO}, reason = NULL, cancel_requested = 0,
     unique_key = json_extract(options, '$.unique')

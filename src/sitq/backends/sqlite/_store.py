@@ -48,6 +48,7 @@ class Store:
         self.durability = settings.durability
         self.pid = os.getpid()
         self.is_file = settings.path != ":memory:"
+        self.is_open = False
         self.epoch = 0
         self.references = 0
         self.work: Hint
@@ -67,6 +68,12 @@ class Store:
                     self._reader.start()
                     self._started = True
             await _wait(self._reader.opened)
+        self.is_open = not self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the writer is gone, closed or dead: there is nothing to be had from this store any more."""
+        return self._writer.closed.done()
 
     def start(self) -> None:
         """Open the file, in the writer's thread."""
@@ -83,7 +90,9 @@ class Store:
             self.references -= 1
             if self.references or self.pid != os.getpid():
                 return
-            _stores.pop(self._key, None)
+            self.is_open = False
+            if _stores.get(self._key) is self:
+                del _stores[self._key]
         threads = [self._writer]
         if self._reader is not None and self._started:
             threads.append(self._reader)
@@ -151,7 +160,7 @@ def acquire(settings: Settings, key: object) -> Store:
     """Return the process's store for a file, opening it if need be. Asked for twice, the stronger durability holds."""
     with _lock:
         store = _stores.get(key)
-        if store is None:
+        if store is None or store.has_ended:
             _refuse_inherited(settings.path)
             store = _stores[key] = Store(settings, key)
             store.start()

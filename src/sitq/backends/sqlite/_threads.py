@@ -171,8 +171,10 @@ class Writer(Executor):
 
         Two that checkpoint and write at the same moment can lose commits in SQLite before 3.51.3 (the WAL-reset bug).
         """
+        if self._suspended or self._ckpt is None:
+            return
         changes = self.connection.total_changes - self._checkpointed
-        if self._ckpt is None or (changes < _CHANGES_PER_CHECKPOINT and self._written < _BYTES_PER_CHECKPOINT):
+        if changes < _CHANGES_PER_CHECKPOINT and self._written < _BYTES_PER_CHECKPOINT:
             return
         self._checkpointed, self._written = self.connection.total_changes, 0
         with suppress(OSError, sqlite3.Error):  # the next one does it
