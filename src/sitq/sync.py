@@ -71,8 +71,8 @@ class SyncTaskQueue:
     """`TaskQueue` for plain code: the same arguments and methods, which block until they are done.
 
     Usable from any number of threads, and in processes forked from the one that made it. Inside a running event loop it
-    works too, but holds up that loop: use `TaskQueue` there. `queue` is the `TaskQueue` behind it, to give to a worker:
-    `sitq worker app:queue.queue`.
+    works too, but holds up that loop: use `TaskQueue` there. `queue` is the `TaskQueue` behind it, to give to a `Worker`;
+    `sitq worker app:queue` finds it by itself.
     """
 
     def __init__(

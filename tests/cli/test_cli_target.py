@@ -59,6 +59,11 @@ def test_a_url_that_is_wrong_says_so(write: Write) -> None:
     assert "no backend for mongo://" in refusal("mongo://x")
 
 
+def test_the_queue_behind_a_sync_one_is_taken(write: Write) -> None:
+    name = write("plain", "from sitq import SyncTaskQueue\nqueue = SyncTaskQueue('sqlite:///tasks.db')\n")
+    assert load_queue(f"{name}:queue") is sys.modules[name].queue.queue
+
+
 def test_a_missing_module_says_what_is_here(app: str, tmp_path: Path) -> None:
     assert f"no module 'shop': in {tmp_path} there are {app}" in refusal("shop:queue")
     assert "without .py" in refusal(f"{app}.py:queue")

@@ -13,6 +13,7 @@ from types import ModuleType
 from sitq.backends.base import Backend
 from sitq.exceptions import SitqError, ValidationError
 from sitq.queue import TaskQueue
+from sitq.sync import SyncTaskQueue
 
 __all__ = ["TargetError", "load_module", "load_queue"]
 
@@ -79,6 +80,8 @@ def _as_queue(found: object, target: str, module: ModuleType) -> TaskQueue:
             raise TargetError(_broken(f"{target}()", error)) from error
     if isinstance(made, TaskQueue):
         return made
+    if isinstance(made, SyncTaskQueue):
+        return made.queue
     if isinstance(made, Backend):
         return TaskQueue(made)
     if inspect.iscoroutine(made):
