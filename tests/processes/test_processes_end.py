@@ -189,8 +189,9 @@ async def test_a_suspect_is_guilty_only_of_what_it_does_alone(queue: TaskQueue) 
 
 
 async def test_a_timeout_kills_what_does_not_listen(queue: TaskQueue, tmp_path: Path) -> None:
-    handle = await in_process(queue, chores.spin, str(tmp_path / "pid"), timeout=0.05)
     async with Worker(queue):
+        await (await in_process(queue, chores.pid)).result(timeout=DEADLINE)  # a child that is there, for the next task
+        handle = await in_process(queue, chores.spin, str(tmp_path / "pid"), timeout=2)
         assert await reason_of(handle) == "timeout"
         pid = number_in(tmp_path / "pid")
         assert pid is not None
