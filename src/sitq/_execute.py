@@ -140,7 +140,7 @@ class Executor:
             return self.stopped(run) if run.stop_reason else self.retry_or_fail(run, error, settings)
         except _TimedOut as error:
             return self.retry_or_fail(run, error, settings, Reason.TIMEOUT)
-        except (KeyboardInterrupt, GeneratorExit):  # not the task's own
+        except GeneratorExit:  # the event loop is being torn down
             raise
         except BaseException as error:  # noqa: BLE001 (whatever a task raises, the worker goes on)
             return self.retry_or_fail(run, error, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
 from sitq.core import Retry, TaskOptions, utcnow
@@ -78,14 +78,20 @@ def validate_options(values: Mapping[str, Any], per_enqueue: bool = False) -> di
 
 
 def check_moment(name: str, value: Any) -> datetime | None:
-    """Return an aware `datetime` or None."""
+    """Return an aware `datetime` in UTC, or None."""
     if value is None:
         return None
     if not isinstance(value, datetime):
         raise ValidationError(f"{name} is an aware datetime, not {value!r}")
     if value.tzinfo is None or value.utcoffset() is None:
         raise ValidationError(f"{name} has no time zone: use datetime.now(UTC) or datetime(…, tzinfo=…)")
-    return value
+    try:
+        moment = value.astimezone(UTC)
+    except OverflowError:
+        raise ValidationError(f"{name} is beyond the calendar in UTC: {value!r}") from None
+    if (moment - utcnow()).total_seconds() > LONGEST:
+        raise ValidationError(f"{name} is more than 100 years away: leave it out for never, not {value!r}")
+    return moment
 
 
 def _queue(name: str, value: Any) -> str:

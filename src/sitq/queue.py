@@ -124,6 +124,8 @@ class TaskQueue:
     ) -> None:
         if not isinstance(backend, (Backend, str)):
             raise ValidationError(f"a queue needs a Backend or a URL, not {backend!r}")
+        if type(max_payload) is not int or max_payload < 1:
+            raise ValidationError(f"max_payload is a number of bytes, at least 1, not {max_payload!r}")
         self.backend = backend_from_url(backend) if isinstance(backend, str) else backend
         self.serializer = serializer or self.backend.default_serializer()
         self.lifespan = lifespan
@@ -225,6 +227,8 @@ class TaskQueue:
     async def _enqueue_many(
         self, plan: Plan, function: Callable[..., Any], calls: Iterable[Sequence[Any] | Mapping[str, Any]]
     ) -> list[TaskHandle[Any]]:
+        if not isinstance(calls, Iterable):
+            raise ValidationError(f"enqueue_many takes the function and a list of calls, not {calls!r}")
         handles: list[TaskHandle[Any]] = []
         chunk: list[NewTask] = []
         size = 0
@@ -313,7 +317,8 @@ class TaskQueue:
         None means: the task is unknown, or has not finished. Raises `SerializationError` when the value cannot be
         decoded.
         """
-        if timeout is not None and timeout < 0:
+        seconds: object = timeout
+        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
             raise ValidationError(f"timeout is a number of seconds, zero or more, not {timeout!r}")
         await self.connect()
         result = await self.backend.wait_for_result(str(task_id), timeout or 0.0)

@@ -13,6 +13,7 @@ from sitq.exceptions import ValidationError
 __all__ = ["options_from", "options_text"]
 
 _DEFAULTS = TaskOptions()
+_LAST = 253_402_300_799.0  # the end of the year 9999: what is later, a float rounds out of the calendar
 
 
 def options_text(options: TaskOptions) -> str | None:
@@ -40,7 +41,7 @@ def options_from(queue: str, priority: int, text: str | bytes | None) -> TaskOpt
         return _simple(queue, priority)
     data: dict[str, Any] = json.loads(text)
     if "expires_at" in data:
-        data["expires_at"] = datetime.fromtimestamp(data["expires_at"], UTC)
+        data["expires_at"] = datetime.fromtimestamp(min(data["expires_at"], _LAST), UTC)
     if "retry" in data:
         max_attempts, base, cap = data["retry"]
         data["retry"] = Retry(max_attempts=max_attempts, base=base, cap=cap)
