@@ -12,6 +12,7 @@ import concurrent.futures
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
@@ -71,8 +72,8 @@ class SyncTaskQueue:
     """`TaskQueue` for plain code: the same arguments and methods, which block until they are done.
 
     Usable from any number of threads, and in processes forked from the one that made it. Inside a running event loop it
-    works too, but holds up that loop: use `TaskQueue` there. `queue` is the `TaskQueue` behind it, to give to a `Worker`;
-    `sitq worker app:queue` finds it by itself.
+    works too, but holds up that loop: use `TaskQueue` there. `queue` is the `TaskQueue` behind it, to give to a
+    `Worker`; `sitq worker app:queue` finds it by itself.
     """
 
     def __init__(
@@ -103,10 +104,13 @@ class SyncTaskQueue:
 
     def close(self) -> None:
         """Close the store and end the thread; another use opens them again. Done at exit, too."""
-        with self._lock:
-            portal, self._portal = self._portal, None
-        if portal is not None:
-            portal.close(self.queue)
+        self._refuse_own_thread()
+        with self._lock:  # so that nobody opens it again beside this
+            if self._portal is not None:
+                try:
+                    self._portal.close(self.queue)
+                finally:
+                    self._portal = None
 
     def __enter__(self) -> Self:
         self.connect()
@@ -189,7 +193,24 @@ class SyncTaskQueue:
             future.cancel()  # after a Ctrl+C, nobody waits any more
             raise
 
+    def _close_idle(self, timeout: float) -> None:
+        """Close unless somebody waits for an answer; called with the lock held."""
+        if self._portal is not None and self._portal.is_idle:
+            portal, self._portal = self._portal, None
+            with suppress(Exception):  # what was acknowledged is stored; the process ends anyway
+                portal.close(self.queue, timeout)
+
+    def _refuse_own_thread(self) -> None:
+        portal = self._portal
+        if portal is not None and portal.is_current:
+            raise SitqError("this blocks until the queue's own thread is free, and was called in that very thread")
+
     def _submit(self, coroutine: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:
+        try:
+            self._refuse_own_thread()
+        except SitqError:
+            coroutine.close()
+            raise
         with self._lock:  # so that no portal is closed between here and there
             if self._portal is None:
                 self._portal = _Portal()
@@ -242,19 +263,21 @@ class _Portal:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
-        self._pending: set[concurrent.futures.Future[Any]] = set()
+        self._pending: set[Coroutine[Any, Any, Any]] = set()
         self._thread = threading.Thread(target=self._main, name="sitq-portal", daemon=True)
         self._thread.start()
 
     def submit(self, coroutine: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:
         """Run a coroutine on the loop, in the caller's context variables."""
-        if threading.current_thread() is self._thread:
-            coroutine.close()
-            raise SitqError("this blocks until the queue's own thread is free, and was called in that very thread")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
+        self._pending.add(coroutine)
+        future.add_done_callback(lambda _: self._pending.discard(coroutine))
         return future
+
+    @property
+    def is_current(self) -> bool:
+        """The caller is this very thread."""
+        return threading.current_thread() is self._thread
 
     @property
     def is_idle(self) -> bool:
@@ -264,10 +287,20 @@ class _Portal:
     def close(self, queue: TaskQueue, timeout: float | None = None) -> None:
         """Close the queue, end the loop; whoever still waits for an answer hears that there will be none."""
         try:
-            self.submit(queue.close()).result(timeout)
+            self.submit(self._shut(queue)).result(timeout)
         finally:
             self._loop.call_soon_threadsafe(self._closing.set)
             self._thread.join(timeout)
+
+    async def _shut(self, queue: TaskQueue) -> None:
+        """Call off what others wait for, and then close: the other way round, their next look would open it again."""
+        me = asyncio.current_task()
+        others = [task for task in asyncio.all_tasks() if task is not me and task.get_coro() in self._pending]
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others)
+        await queue.close()
 
     def _main(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -302,12 +335,11 @@ def _after_fork_in_child() -> None:
 def _at_exit() -> None:
     """Close what nobody uses; threads that wait at this moment are daemons, and end without a word."""
     for queue in list(_queues):
-        portal, queue._portal = queue._portal, None
-        if portal is not None and portal.is_idle:
+        if queue._lock.acquire(timeout=_EXIT_WITHIN):
             try:
-                portal.close(queue.queue, _EXIT_WITHIN)
-            except Exception:  # noqa: BLE001, S112 (what was acknowledged is stored; the process ends anyway)
-                continue
+                queue._close_idle(_EXIT_WITHIN)
+            finally:
+                queue._lock.release()
 
 
 if hasattr(os, "register_at_fork"):

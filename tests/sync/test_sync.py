@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -153,14 +153,16 @@ def test_in_its_own_thread_it_refuses_rather_than_wait_for_itself(queue: SyncTas
     errors: list[Exception] = []
 
     def callback(event: Event) -> None:
-        try:
-            queue.get_task(event.task_id or "")
-        except SitqError as error:
-            errors.append(error)
+        calls: list[Callable[[], object]] = [lambda: queue.get_task(event.task_id or ""), queue.close]
+        for call in calls:
+            try:
+                call()
+            except SitqError as error:
+                errors.append(error)
 
     queue.on("enqueued", callback)
     queue.enqueue(add, 1)
-    assert "own thread" in str(errors[0])
+    assert ["own thread" in str(error) for error in errors] == [True, True]
 
 
 def test_context_variables_are_those_of_the_caller(queue: SyncTaskQueue) -> None:
@@ -198,6 +200,25 @@ def test_it_opens_again_after_it_was_closed(queue: SyncTaskQueue) -> None:
     queue.close()
     queue.close()
     assert queue.get_task(handle) is not None
+
+
+def test_threads_that_go_on_while_it_is_closed_have_it_open_again(queue: SyncTaskQueue) -> None:
+    def produce(number: int) -> list[str]:
+        ids: list[str] = []
+        while len(ids) < 20:
+            try:
+                ids.append(queue.enqueue(add, number))
+            except BackendError:  # called off by the close: not acknowledged
+                continue
+        return ids
+
+    with ThreadPoolExecutor(4) as pool:
+        producing = [pool.submit(produce, number) for number in range(4)]
+        for _ in range(5):
+            queue.close()
+        ids = [task_id for future in producing for task_id in future.result()]
+    assert len(set(ids)) == 80
+    assert all(queue.get_task(task_id) is not None for task_id in ids)
 
 
 def test_who_waits_when_it_is_closed_hears_of_it(queue: SyncTaskQueue) -> None:
