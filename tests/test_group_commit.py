@@ -208,8 +208,9 @@ async def test_a_store_that_does_not_open_answers_with_the_reason() -> None:
     asked = asyncio.create_task(ask())
     await asyncio.sleep(0)
     thread.start()
-    with pytest.raises(OSError, match="no such folder"):
+    with pytest.raises(BackendError, match="no such folder") as caught:
         await asyncio.wrap_future(thread.opened)
+    assert isinstance(caught.value.__cause__, OSError)
     for waiting in (asked, ask()):
         with pytest.raises(BackendError, match="no such folder"):
             await waiting
@@ -279,3 +280,21 @@ async def test_a_pause_waits_for_the_batch_and_holds_up_the_next() -> None:
         assert driven.store.batches == [["a"]]
         driven.thread.resume()
         assert await second == "did b"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_thread_that_dies_leaves_nobody_waiting() -> None:
+    class Dying(Store):
+        def tidy(self) -> None:
+            raise SystemExit  # which nothing catches
+
+    thread = CommitThread(Dying, "dying")
+    operations: list[Operation[Any]] = [Operation(Lane.WORK, number, MAX_BYTES) for number in range(3)]  # a batch each
+    answers = [operation.bind() for operation in operations]
+    for operation in operations:
+        thread.submit(operation)
+    thread.start()
+    async with asyncio.timeout(60):
+        found = await asyncio.gather(*answers, return_exceptions=True)
+    assert found[0] == "did 0"
+    assert ["connect to it again" in str(answer) for answer in found[1:]] == [True, True]

@@ -265,8 +265,10 @@ class CommitThread:
             with self._busy:
                 executor = self._executor = self._open_executor()
         except Exception as error:  # noqa: BLE001 (whoever waits for `opened` gets it)
-            self._refuse(error if isinstance(error, BackendError) else BackendError(str(error)))
-            self.opened.set_exception(error)
+            refusal = error if isinstance(error, BackendError) else BackendError(str(error))
+            refusal.__cause__ = error.__cause__ if refusal is error else error
+            self._refuse(refusal)
+            self.opened.set_exception(refusal)
             self.closed.set_result(None)
             return
         self.opened.set_result(None)

@@ -137,6 +137,9 @@ class SQLiteBackend(ByteBackend):
             if not store.is_open:  # somebody else is at it
                 await store.opened()
         else:
+            ended = store if self._pid == os.getpid() else None
+            if ended is not None:
+                self._close_watches()
             self._leave_parent()
             store = self._store = acquire(self._settings, self._key)
             try:
@@ -145,6 +148,9 @@ class SQLiteBackend(ByteBackend):
                 self._store = None
                 await store.release()
                 raise
+            finally:
+                if ended is not None:
+                    await ended.release()
         wakes = kernel_wakes() or not store.is_file
         self.poll_interval = 5.0 if wakes else 1.0
 
@@ -171,13 +177,15 @@ class SQLiteBackend(ByteBackend):
         store, self._store = self._store, None
         if store is None or self._pid != os.getpid():
             return
-        for watch in [wait.watch for wait in self._work_waits.values()] + [
-            wait.watch for wait in self._result_waits.values()
-        ]:
-            watch.close()
+        self._close_watches()
+        await store.release()
+
+    def _close_watches(self) -> None:
+        waits: list[WorkWait | ResultWait[Watch]] = [*self._work_waits.values(), *self._result_waits.values()]
+        for wait in waits:
+            wait.watch.close()
         self._work_waits.clear()
         self._result_waits.clear()
-        await store.release()
 
     async def _open(self) -> Store:
         store = self._store

@@ -48,7 +48,6 @@ class Store:
         self.durability = settings.durability
         self.pid = os.getpid()
         self.is_file = settings.path != ":memory:"
-        self.is_open = False
         self.epoch = 0
         self.references = 0
         self.work: Hint
@@ -58,6 +57,7 @@ class Store:
         self._reader = CommitThread(lambda: Reader(self), f"sitq reader {settings.path}") if self.is_file else None
         self._starting = threading.Lock()
         self._started = False
+        self._opened = False
 
     async def opened(self) -> None:
         """Wait until the file is open. Raises `BackendError` or `SchemaError` when it cannot be."""
@@ -68,7 +68,12 @@ class Store:
                     self._reader.start()
                     self._started = True
             await _wait(self._reader.opened)
-        self.is_open = not self.has_ended
+        self._opened = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been opened and its writer lives."""
+        return self._opened and not self.has_ended
 
     @property
     def has_ended(self) -> bool:
@@ -90,7 +95,7 @@ class Store:
             self.references -= 1
             if self.references or self.pid != os.getpid():
                 return
-            self.is_open = False
+            self._opened = False
             if _stores.get(self._key) is self:
                 del _stores[self._key]
         threads = [self._writer]
