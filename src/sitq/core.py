@@ -305,7 +305,7 @@ class TaskFilter:
     """Which tasks to list or purge; every field that is not None must match.
 
     `since` and `before` bound `created_at`. Tasks come newest first; `after` is the id of the last task of the page
-    before.
+    before; when the store knows it no more, it raises `TaskNotFoundError`.
     """
 
     phase: str | None = None

@@ -6,13 +6,15 @@ import asyncio
 import os
 import shutil
 import sqlite3
+from datetime import timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from sitq import BackendError, Result, SQLiteBackend, TaskQueue, ValidationError
-from sqlite.store_kit import new
+from sitq.backends.sqlite._threads import Writer
+from sqlite.store_kit import inside, new
 
 
 async def test_callers_that_come_at_the_same_time_all_wait_for_the_opening(tmp_path: Path) -> None:
@@ -108,3 +110,44 @@ def test_a_reopening_that_fails_after_a_fork_is_tried_again(tmp_path: Path) -> N
         return found
 
     assert asyncio.run(look()) == [True, True]
+
+
+@pytest.mark.parametrize("due", [1e12, float("inf"), -1e12])
+async def test_a_moment_no_calendar_knows_is_shown_as_the_furthest(tmp_path: Path, due: float) -> None:
+    async with SQLiteBackend(tmp_path / "tasks.db") as backend:
+        await backend.enqueue_tasks([new("a")])
+        past = min(due, 0.0)
+        await inside(
+            backend, lambda tx: tx.connection.execute("UPDATE sitq_tasks SET due = ?, created_at = ?", (due, past))
+        )
+        task = await backend.get_task("a")
+        assert task is not None
+        assert [found.id for found in await backend.list_tasks()] == ["a"]
+        assert task.eta is None if due < 0 else task.eta is not None and task.eta.year == 9999
+        for hours in (-14, 14):
+            moments = [moment for moment in (task.eta, task.created_at) if moment is not None]
+            assert all(
+                moment.astimezone(timezone(timedelta(hours=hours))).year in {1, 1969, 1970, 9999} for moment in moments
+            )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_handle_opens_again_after_its_writer_has_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise SystemExit  # which nothing catches
+
+    async with TaskQueue(SQLiteBackend(tmp_path / "tasks.db")) as queue:
+        with monkeypatch.context() as patch:
+            patch.setattr(Writer, "tidy", fail)
+            first = await queue.options(delay=60).enqueue(max, 1, 2)
+            store = cast("SQLiteBackend", queue.backend)._store
+            assert store is not None
+            await asyncio.wrap_future(store._writer.closed)
+        second = await queue.options(delay=60).enqueue(max, 1, 2)
+        assert [await queue.get_task(task_id) is not None for task_id in (first, second)] == [True, True]
+
+
+async def test_what_cannot_be_opened_is_a_backend_error(tmp_path: Path) -> None:
+    (tmp_path / "tasks.db-wake").mkdir()
+    with pytest.raises(BackendError):
+        await SQLiteBackend(tmp_path / "tasks.db").connect()

@@ -1,12 +1,22 @@
-"""How stores read a task: does it match a filter, and what is the result of one that expired unseen."""
+"""What stores agree on: which text they keep, how long, what a filter means, and the result of what expired unseen."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from sitq.core import Reason, Result, Task, TaskFilter, phase_of
+from sitq.core import Reason, Result, Status, Task, TaskFilter, phase_of
 
-__all__ = ["expired_result", "matches"]
+__all__ = ["RETENTION", "clean", "expired_result", "matches"]
+
+RETENTION = {Status.COMPLETED: 86_400.0, Status.FAILED: 7 * 86_400.0}
+"""How many seconds finished tasks are kept unless their options say otherwise."""
+
+
+def clean(text: str | None) -> str | None:
+    """Return text that every store can hold: what some cannot (NUL, half a surrogate pair) is written out."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def matches(task: Task, wanted: TaskFilter, now: datetime) -> bool:

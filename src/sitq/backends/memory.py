@@ -361,7 +361,7 @@ class MemoryBackend(ByteBackend):
 
     def _matching(self, wanted: TaskFilter) -> Iterator[Row]:
         now = self._store.wall()
-        last = self._store.rows.get(wanted.after or "")
+        last = None if wanted.after is None else self._store.known(wanted.after)
         for row in sorted(self._store.rows.values(), key=lambda row: -row.seq):
             if (last is None or row.seq < last.seq) and matches(row.task, wanted, now):
                 yield row

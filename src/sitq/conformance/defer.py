@@ -52,6 +52,26 @@ class DeferTests(Kit):
         await self.let_pass(backend, self.span(backend))
         assert (await self.take_soon(backend)).id == task_id
 
+    async def test_a_reason_of_any_text_is_kept(self, backend: Backend) -> None:
+        """Why a task was sent back may hold half a surrogate pair or a NUL."""
+        task_id = await self.put_one(backend)
+        task = await self.take_one(backend)
+        assert await backend.settle([Outcome.deferred(task_id, task.fence, LONG, "no caf\udce9 \0 yet")]) == [True]
+        reason = (await self.stored(backend, task_id)).reason
+        assert reason is not None
+        assert reason.startswith("no caf")
+        assert reason.endswith(" yet")
+
+    @pytest.mark.parametrize("status", ["completed", "failed"])
+    async def test_a_reason_ends_with_what_it_was_for(self, backend: Backend, status: str) -> None:
+        """A task that waits for its next attempt and is ended by hand has not ended for the reason it waited for."""
+        task_id = await self.put_one(backend)
+        task = await self.take_one(backend)
+        await backend.settle([Outcome.deferred(task_id, task.fence, LONG, "retry after ValueError")])
+        await backend.update_task_status(task_id, status)
+        stored = await self.stored(backend, task_id)
+        assert (stored.status, stored.reason) == (status, None)
+
     async def test_deferred_keeps_the_attempt(self, backend: Backend) -> None:
         """A deferred attempt has counted: the next one has the next number."""
         task_id = await self.put_one(backend)

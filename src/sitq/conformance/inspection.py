@@ -9,6 +9,7 @@ import pytest
 from sitq.backends.base import Backend, Capability
 from sitq.conformance._kit import LONG, Kit, requires
 from sitq.core import Outcome, TaskFilter, TaskOptions, utcnow
+from sitq.exceptions import TaskNotFoundError
 
 
 @requires(Capability.INSPECT)
@@ -49,6 +50,18 @@ class InspectTests(Kit):
         while page := await self.ids(backend, limit=3, after=seen[-1] if seen else None):
             seen += page
         assert seen == ids[::-1]
+
+    async def test_no_page_follows_an_unknown_task(self, backend: Backend) -> None:
+        """Who continues after a task that is not there hears of it, instead of missing tasks or seeing them again."""
+        ids = await self.put(backend, 3)
+        await backend.update_task_status(ids[1], "failed")
+        await backend.purge(TaskFilter(phase="failed"))
+        for after in (ids[1], "nobody"):
+            with pytest.raises(TaskNotFoundError):
+                await self.ids(backend, after=after)
+            with pytest.raises(TaskNotFoundError):
+                await backend.purge(TaskFilter(after=after))
+        assert await self.ids(backend, after=ids[2]) == [ids[0]]
 
     async def test_lists_come_without_payloads(self, backend: Backend) -> None:
         """A list carries no calls, but names, options and times."""

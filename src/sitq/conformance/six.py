@@ -12,7 +12,7 @@ import pytest
 from sitq.backends.base import Backend
 from sitq.conformance._kit import Kit, requires
 from sitq.conformance.calls import add
-from sitq.core import Result, Task, TaskOptions, utcnow
+from sitq.core import Outcome, Result, Task, TaskOptions, utcnow
 from sitq.exceptions import BackendError, InvalidTransitionError, TaskNotFoundError, ValidationError
 
 
@@ -124,6 +124,22 @@ class SixTests(Kit):
             read = getattr(found, field)
             assert read.utcoffset() == timedelta(0), field
             assert abs(read - moment) < timedelta(milliseconds=1), field
+
+    async def test_errors_of_any_text_are_kept(self, backend: Backend) -> None:
+        """An error may hold what is no text elsewhere, half a surrogate pair or NUL; it ends the task all the same."""
+        odd = "ValueError: no file caf\udce9 \0 at all"
+        task_id = await self.put_one(backend)
+        task = await self.take_one(backend)
+        assert await backend.settle([Outcome.failed(task_id, task.fence, self.failure(task_id, odd))]) == [True]
+        assert (await self.stored(backend, task_id)).status == "failed"
+        for _ in range(2):
+            result = await backend.get_result(task_id)
+            assert result is not None
+            for text in (result.error, result.traceback):
+                assert text is not None
+                assert "ValueError: no file caf" in text
+                assert text.endswith("at all")
+            await backend.store_result(task_id, self.failure(task_id, odd))
 
     async def test_values_come_back_as_they_were(self, backend: Backend) -> None:
         """None, nested, large and odd values survive the store, as arguments and as results."""

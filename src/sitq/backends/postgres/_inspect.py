@@ -8,6 +8,7 @@ from sitq.backends.postgres._connect import Tx
 from sitq.backends.postgres._reserve import EXPIRE
 from sitq.backends.postgres._rows import TASK_COLUMNS, task_from
 from sitq.core import QueueCounts, Task, TaskFilter, WorkerInfo
+from sitq.exceptions import TaskNotFoundError
 
 __all__ = ["PURGE", "count", "list_tasks", "list_workers", "pause", "purge"]
 
@@ -53,11 +54,15 @@ _PURGE_MATCHING = """
 )
 DELETE FROM {s}.sitq_tasks AS k WHERE k.seq = ANY (ARRAY(SELECT seq FROM gone)) RETURNING k.seq
 """
+_SEQ = "SELECT seq FROM {s}.sitq_tasks WHERE id = $1"
 _PAUSE = "INSERT INTO {s}.sitq_queues VALUES ($1, $2) ON CONFLICT (queue) DO UPDATE SET paused = excluded.paused"
 
 
-def _where(wanted: TaskFilter, first: int) -> tuple[str, list[Any]]:
+async def _where(tx: Tx, wanted: TaskFilter, first: int) -> tuple[str, list[Any]]:
     """Return the condition for a filter, and its values: parameters from number `first` on."""
+    last = [] if wanted.after is None else await tx.plain(_SEQ, wanted.after)
+    if wanted.after is not None and not last:
+        raise TaskNotFoundError(wanted.after)
     tests = {
         f"({_PHASE}) = %s::text": wanted.phase,
         "k.queue = %s": wanted.queue,
@@ -65,7 +70,7 @@ def _where(wanted: TaskFilter, first: int) -> tuple[str, list[Any]]:
         "k.worker_id = %s": wanted.worker_id,
         "k.created_at >= %s": wanted.since,
         "k.created_at < %s": wanted.before,
-        "k.seq < (SELECT seq FROM {s}.sitq_tasks WHERE id = %s)": wanted.after,
+        "k.seq < %s": last[0][0] if last else None,
     }
     used = [(test, value) for test, value in tests.items() if value is not None]
     conditions = [test.replace("%s", f"${number}") for number, (test, _) in enumerate(used, start=first)]
@@ -74,7 +79,7 @@ def _where(wanted: TaskFilter, first: int) -> tuple[str, list[Any]]:
 
 async def list_tasks(tx: Tx, wanted: TaskFilter, limit: int) -> list[Task]:
     """Return tasks without payload, newest first."""
-    where, values = _where(wanted, first=3)
+    where, values = await _where(tx, wanted, first=3)
     return [task_from(row) for row in await tx.read(_LIST.replace("WHERE_CLAUSE", where), limit, *values)]
 
 
@@ -106,10 +111,11 @@ async def list_workers(tx: Tx) -> list[WorkerInfo]:
 
 async def purge(tx: Tx, wanted: TaskFilter | None, limit: int) -> int:
     """Delete finished tasks: those past their retention, or those that match."""
-    await tx.write(EXPIRE)
     if wanted is None:
+        await tx.write(EXPIRE)
         return len(await tx.write(PURGE, limit))
-    where, values = _where(wanted, first=4)
+    where, values = await _where(tx, wanted, first=4)
+    await tx.write(EXPIRE)
     return len(await tx.write(_PURGE_MATCHING.replace("WHERE_CLAUSE", where), limit, *values))
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from sitq.backends._view import RETENTION
 from sitq.backends.base import check_move
 from sitq.backends.postgres._connect import Tx
 from sitq.backends.postgres._reserve import EXPIRE
@@ -17,7 +18,7 @@ from sitq.backends.postgres._rows import (
     TASK_COLUMNS,
     result_values,
 )
-from sitq.backends.postgres._settle import CANCELLED_RESULT, RETENTION, at_end
+from sitq.backends.postgres._settle import CANCELLED_RESULT, at_end
 from sitq.core import Cancelled, Result, Status
 from sitq.exceptions import InvalidTransitionError, TaskNotFoundError
 
@@ -64,7 +65,8 @@ FROM floor, t WHERE k.id = $3
 """
 _END = f"""
 {{begin}}, {_FLOOR}
-UPDATE {{s}}.sitq_tasks AS k SET status = $4::smallint, {_RAISE_FENCE}, {at_end("$5::double precision")}
+UPDATE {{s}}.sitq_tasks AS k SET status = $4::smallint, {_RAISE_FENCE}, {at_end("$5::double precision")},
+    reason = CASE WHEN k.outcome IS NOT NULL THEN k.reason END
 FROM floor, t WHERE k.id = $3
 """
 _FREE_KEY = """

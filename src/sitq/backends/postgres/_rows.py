@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sitq.backends._options import options_from, options_text
-from sitq.backends._view import expired_result
+from sitq.backends._view import clean, expired_result
 from sitq.core import Reason, ReservedTask, Result, Status, Task, TaskOptions
 from sitq.exceptions import ValidationError
 
 __all__ = [
-    "RESULT_COLUMNS", "RESULT_TYPES", "STATUSES", "STATUS_CODES", "TASK_COLUMNS", "NewRow", "clean", "columns",
-    "new_row", "reserved_from", "result_from", "result_values", "task_from",
+    "RESULT_COLUMNS", "RESULT_TYPES", "STATUSES", "STATUS_CODES", "TASK_COLUMNS", "NewRow", "columns", "new_row",
+    "reserved_from", "result_from", "result_values", "task_from",
 ]  # fmt: skip
 
 NewRow = tuple[Any, ...]
@@ -25,13 +25,6 @@ _DEFAULTS = TaskOptions()
 def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     """Turn rows into columns, for `unnest`."""
     return [list(column) for column in zip(*rows, strict=True)]
-
-
-def clean(text: str | None) -> str | None:
-    """Return text that PostgreSQL can hold: what it cannot (NUL, half a surrogate pair) is written out."""
-    if text is None or (text.isascii() and "\0" not in text):
-        return text
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
@@ -97,9 +90,6 @@ def _task_fields(row: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
-
-
 # --- results ----------------------------------------------------------------------------------------------------------
 
 RESULT_COLUMNS = "outcome, result, error, traceback, reason, attempts, enqueued_at, started_at, finished_at"
@@ -111,8 +101,8 @@ def result_values(result: Result | None) -> tuple[Any, ...]:
     if result is None:
         return (None,) * 9
     return (
-        result.status, result.payload, clean(result.error), clean(result.traceback), result.reason, result.attempts,
-        result.enqueued_at, result.started_at, result.finished_at,
+        result.status, result.payload, clean(result.error), clean(result.traceback), clean(result.reason),
+        result.attempts, result.enqueued_at, result.started_at, result.finished_at,
     )  # fmt: skip
 
 

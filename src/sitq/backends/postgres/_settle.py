@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sitq.backends._view import RETENTION, clean
 from sitq.backends.postgres._connect import Tx
 from sitq.backends.postgres._rows import RESULT_COLUMNS, RESULT_TYPES, STATUS_CODES, columns, result_values
 from sitq.core import CRASHED, Extended, Held, Outcome, OutcomeKind, Status, WorkerInfo
 
 __all__ = [
-    "CANCELLED_RESULT", "END", "KEEP_WORKER", "RETENTION", "Heartbeat", "abandon", "at_end", "beat", "look", "settle",
+    "CANCELLED_RESULT", "END", "KEEP_WORKER", "Heartbeat", "abandon", "at_end", "beat", "look", "settle",
     "worker_values",
 ]  # fmt: skip
 
-RETENTION = {Status.COMPLETED: 86_400.0, Status.FAILED: 7 * 86_400.0}
 _FAILED = str(RETENTION[Status.FAILED])
 
 
@@ -109,7 +109,7 @@ def _again_values(outcome: Outcome) -> tuple[Any, ...]:
     released = outcome.kind == OutcomeKind.RELEASED
     crashed = outcome.reason == CRASHED and not released
     delay = outcome.delay if outcome.delay > 0 else None
-    return (outcome.task_id, outcome.fence, outcome.reason, delay, int(released), int(crashed))
+    return (outcome.task_id, outcome.fence, clean(outcome.reason), delay, int(released), int(crashed))
 
 
 # --- signs of life ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 from sitq.backends._view import matches
 from sitq.backends.redis._rows import moment, task_from, worker_from
 from sitq.core import Phase, QueueCounts, Status, Task, TaskFilter, WorkerInfo
+from sitq.exceptions import TaskNotFoundError
 
 __all__ = ["count", "list_tasks", "purge", "workers"]
 
@@ -23,7 +24,10 @@ async def _matching(read: Ask, wanted: TaskFilter, limit: int) -> AsyncIterator[
     after = wanted.after or ""
     is_plain = wanted == TaskFilter(after=wanted.after)
     while True:
-        now, place, rows = await read("page", place, min(limit, _PAGE) if is_plain else _PAGE, after)
+        page = await read("page", place, min(limit, _PAGE) if is_plain else _PAGE, after)
+        if page is None:
+            raise TaskNotFoundError(after)
+        now, place, rows = page
         after = ""
         for row in rows:
             task = task_from(row, now) if row else None

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sitq.backends._options import options_from, options_text
-from sitq.backends._view import expired_result
+from sitq.backends._view import clean, expired_result
 from sitq.core import (
     CRASHED,
     Held,
@@ -50,9 +50,12 @@ def stamp(when: datetime | None) -> int | None:
     return None if when is None else (when - _EPOCH) // _MICROSECOND
 
 
+_LAST = 253_402_300_799_000_000  # the end of the year 9999
+
+
 def moment(microseconds: Any) -> datetime | None:
     """Return the moment of a stamp, as the server sends it."""
-    return _EPOCH + timedelta(microseconds=int(microseconds)) if microseconds else None
+    return _EPOCH + timedelta(microseconds=min(int(microseconds), _LAST)) if microseconds else None
 
 
 def micros(seconds: float) -> int:
@@ -124,9 +127,6 @@ def _fence(fence: int | None) -> tuple[int, int]:
     return divmod(fence or 0, 1 << _FENCE_BITS)
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
-
-
 # --- outcomes and results ---------------------------------------------------------------------------------------------
 
 _KINDS = {
@@ -145,7 +145,7 @@ def outcome_arguments(outcome: Outcome) -> tuple[Any, ...]:
     result = outcome.result
     reason = result.reason if result is not None else outcome.reason
     delay = micros(max(outcome.delay, 0.0))
-    return (outcome.task_id, *_fence(outcome.fence), kind, delay, reason or "", *result_arguments(result))
+    return (outcome.task_id, *_fence(outcome.fence), kind, delay, clean(reason) or "", *result_arguments(result))
 
 
 def result_arguments(result: Result | None) -> tuple[str, bytes]:
@@ -154,9 +154,9 @@ def result_arguments(result: Result | None) -> tuple[str, bytes]:
         return "", b""
     header: dict[str, Any] = {
         "status": result.status,
-        "error": result.error,
-        "traceback": result.traceback,
-        "reason": result.reason,
+        "error": clean(result.error),
+        "traceback": clean(result.traceback),
+        "reason": clean(result.reason),
         "attempts": result.attempts,
         "enqueued_at": stamp(result.enqueued_at),
         "started_at": stamp(result.started_at),

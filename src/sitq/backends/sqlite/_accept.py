@@ -17,7 +17,7 @@ _UNIQUE_KEY, _PAYLOAD = 9, 11
 _HOLDER = "SELECT id FROM sitq_tasks WHERE unique_key = ?"
 _FREE_KEY = """
 UPDATE sitq_tasks SET unique_key = NULL
-WHERE unique_key = ?1 AND unique_until <= ?2 AND (status >= 2 OR (status = 0 AND expires <= ?2))
+WHERE unique_key = ? AND unique_until <= ? AND (status >= 2 OR (status = 0 AND expires <= ?))
 """
 _INSERT_PAYLOAD = "INSERT INTO sitq_payloads (seq, payload) SELECT seq, ? FROM sitq_tasks WHERE id = ?"
 
@@ -58,7 +58,7 @@ def _insert_each(connection: sqlite3.Connection, rows: list[NewRow], now: float)
     """Insert rows that have a unique key, or a payload that lies beside the table."""
     for row in rows:
         if row[_UNIQUE_KEY] is not None:
-            connection.execute(_FREE_KEY, (row[_UNIQUE_KEY], now))
+            connection.execute(_FREE_KEY, (row[_UNIQUE_KEY], now, now))
             known = connection.execute("SELECT id FROM sitq_tasks WHERE id = ?", (row[0],)).fetchone()
             holder = known or connection.execute(_HOLDER, (row[_UNIQUE_KEY],)).fetchone()
             if holder is not None:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from sitq.backends._view import RETENTION
 from sitq.backends.base import check_move
 from sitq.backends.sqlite._clock import Clock
 from sitq.backends.sqlite._rows import RESULT_COLUMNS, STATUS_CODES, STATUSES, TASK_COLUMNS, result_values, task_from
-from sitq.backends.sqlite._work import CANCELLED_RESULT, PAYLOAD, RETENTION, Transaction, expire
+from sitq.backends.sqlite._work import CANCELLED_RESULT, PAYLOAD, RESULT_SET, Transaction, at_end, expire
 from sitq.core import Cancelled, QueueCounts, Result, Status, Task, TaskFilter, WorkerInfo
 from sitq.exceptions import InvalidTransitionError, TaskNotFoundError
 
@@ -27,7 +28,6 @@ _RESULTS = f"""
 SELECT {RESULT_COLUMNS}, {TASK_COLUMNS}, NULL FROM sitq_tasks
 WHERE id IN (SELECT value FROM json_each(?)) AND (outcome IS NOT NULL OR (status = 0 AND expires <= ?))
 """  # noqa: S608
-_RESULT_SET = ", ".join(f"{column} = ?" for column in RESULT_COLUMNS.split(", "))
 
 
 def get_task(connection: sqlite3.Connection, task_id: str) -> tuple[Any, ...] | None:
@@ -44,7 +44,7 @@ def read_results(connection: sqlite3.Connection, task_ids: Sequence[str], now: f
 def write_result(tx: Transaction, task_id: str, result: Result) -> None:
     """Store a result by hand."""
     values = (*result_values(result), task_id)
-    if tx.connection.execute(f"UPDATE sitq_tasks SET {_RESULT_SET} WHERE id = ?", values).rowcount == 0:  # noqa: S608
+    if tx.connection.execute(f"UPDATE sitq_tasks SET {RESULT_SET} WHERE id = ?", values).rowcount == 0:  # noqa: S608
         raise TaskNotFoundError(task_id)
     tx.done = True
 
@@ -59,12 +59,9 @@ UPDATE sitq_tasks SET status = 1, attempt = attempt + 1, {_RAISE_FENCE}, worker_
 WHERE id = :id
 """  # noqa: S608
 _LET_GO = f"{_RAISE_FENCE}, worker_id = NULL, lease_until = NULL"
-_AFTERLIFE = """
-purge_at = max(:now + coalesce(retention, :retention), coalesce(unique_until, 0)),
-unique_key = CASE WHEN unique_until > :now THEN unique_key END
-"""
 _END = f"""
-UPDATE sitq_tasks SET status = :status, {_LET_GO}, {_AFTERLIFE}, reason = CASE WHEN outcome IS NOT NULL THEN reason END
+UPDATE sitq_tasks SET status = :status, {_RAISE_FENCE}, {at_end(":now", ":retention")},
+    reason = CASE WHEN outcome IS NOT NULL THEN reason END
 WHERE id = :id
 """  # noqa: S608
 _QUEUE = f"""
@@ -80,11 +77,7 @@ WHERE id = ? AND status >= 2
 _FREE_KEY = """
 UPDATE sitq_tasks SET unique_key = NULL WHERE unique_key = ? AND status >= 2 AND unique_until <= ? AND id <> ?
 """
-_CANCEL = f"""
-UPDATE sitq_tasks SET {CANCELLED_RESULT}, purge_at = max(?1 + coalesce(retention, ?2), coalesce(unique_until, 0)),
-    unique_key = CASE WHEN unique_until > ?1 THEN unique_key END
-WHERE id = ?3
-"""  # noqa: S608
+_CANCEL = f"UPDATE sitq_tasks SET {CANCELLED_RESULT}, {at_end()} WHERE id = ?"  # noqa: S608
 
 
 def set_status(tx: Transaction, task_id: str, status: str) -> None:
@@ -148,7 +141,7 @@ def _cancel(tx: Transaction, task_id: str) -> Cancelled:
         return Cancelled.REQUESTED
     if status in RETENTION:
         return Cancelled.FINISHED
-    tx.connection.execute(_CANCEL, (tx.now, RETENTION[Status.FAILED], task_id))
+    tx.connection.execute(_CANCEL, (tx.now, tx.now, RETENTION[Status.FAILED], tx.now, task_id))
     tx.done = True
     return Cancelled.CANCELLED
 
@@ -176,8 +169,11 @@ END
 """
 
 
-def _where(wanted: TaskFilter, clock: Clock) -> tuple[str, dict[str, Any]]:
+def _where(connection: sqlite3.Connection, wanted: TaskFilter, clock: Clock) -> tuple[str, dict[str, Any]]:
     """Return the condition for a filter, and its values."""
+    last = wanted.after and connection.execute("SELECT seq FROM sitq_tasks WHERE id = ?", (wanted.after,)).fetchone()
+    if wanted.after is not None and not last:
+        raise TaskNotFoundError(wanted.after)
     tests = {
         f"({_PHASE}) = :phase": wanted.phase,
         "queue = :queue": wanted.queue,
@@ -185,7 +181,7 @@ def _where(wanted: TaskFilter, clock: Clock) -> tuple[str, dict[str, Any]]:
         "worker_id = :worker": wanted.worker_id,
         "created_at >= :since": wanted.since and wanted.since.timestamp(),
         "created_at < :before": wanted.before and wanted.before.timestamp(),
-        "seq < (SELECT seq FROM sitq_tasks WHERE id = :after)": wanted.after,
+        "seq < :after": last[0] if last else None,
     }
     values: dict[str, Any] = {"now": clock.now(), "lease_now": clock.lease_now()}
     used = {test: value for test, value in tests.items() if value is not None}
@@ -195,7 +191,7 @@ def _where(wanted: TaskFilter, clock: Clock) -> tuple[str, dict[str, Any]]:
 
 def list_tasks(connection: sqlite3.Connection, wanted: TaskFilter, limit: int, clock: Clock) -> list[Task]:
     """Return tasks without payload, newest first."""
-    where, values = _where(wanted, clock)
+    where, values = _where(connection, wanted, clock)
     columns = f"SELECT {TASK_COLUMNS}, NULL FROM sitq_tasks"  # noqa: S608
     rows = connection.execute(f"{columns} WHERE {where} ORDER BY seq DESC LIMIT :limit", values | {"limit": limit})
     return [task_from(row, clock) for row in rows]
@@ -238,7 +234,7 @@ def purge(tx: Transaction, wanted: TaskFilter | None, limit: int) -> int:
     if wanted is None:
         where, values = "status >= 2 AND purge_at <= :now ORDER BY purge_at", {"now": tx.now}
     else:
-        where, values = _where(wanted, tx.clock)
+        where, values = _where(tx.connection, wanted, tx.clock)
         where = f"status >= 2 AND {where}"
     expire(tx)
     rows = tx.connection.execute(f"SELECT seq FROM sitq_tasks WHERE {where} LIMIT :limit", values | {"limit": limit})  # noqa: S608

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from sitq.backends._options import options_from, options_text
-from sitq.backends._view import expired_result
+from sitq.backends._view import clean, expired_result
 from sitq.backends.sqlite._clock import Clock
 from sitq.core import Reason, ReservedTask, Result, Status, Task, TaskOptions
 from sitq.exceptions import ValidationError
@@ -24,6 +24,7 @@ T = TypeVar("T", bound=Task)
 STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
 STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
 _DEFAULTS = TaskOptions()
+_FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)  # in every time zone
 
 INSERT = """
 INSERT INTO sitq_tasks
@@ -38,12 +39,21 @@ def seconds(moment: datetime | None) -> float | None:
 
 
 def _moment(stamp: float | None) -> datetime | None:
-    return None if stamp is None else datetime.fromtimestamp(stamp, UTC)
+    return None if stamp is None else _moment_of(stamp)
 
 
-@lru_cache(maxsize=16)  # what is reserved together ends together
-def _moment_of_lease(stamp: float) -> datetime:
-    return datetime.fromtimestamp(stamp, UTC)
+def _moment_of(stamp: float) -> datetime:
+    try:
+        return datetime.fromtimestamp(stamp, UTC)
+    except (
+        OverflowError,
+        ValueError,
+        OSError,
+    ):  # no date is as far off: a task that never comes due is shown all the same
+        return _LAST if stamp > 0 else _FIRST
+
+
+_moment_of_lease = lru_cache(maxsize=16)(_moment_of)  # what is reserved together ends together
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -101,8 +111,8 @@ def _fill(kind: type[T], row: tuple[Any, ...], lease_offset: float) -> T:
         name=name,
         payload=payload,
         options=options_from(queue, priority, options),
-        created_at=datetime.fromtimestamp(created, UTC),
-        eta=datetime.fromtimestamp(due, UTC) if due > created else None,
+        created_at=_moment_of(created),
+        eta=_moment_of(due) if due > created else None,
         attempt=attempt,
         crashes=crashes,
         solo_crashes=solo_crashes,
@@ -115,9 +125,6 @@ def _fill(kind: type[T], row: tuple[Any, ...], lease_offset: float) -> T:
     )
 
 
-# --- options --------------------------------------------------------------------------------------------------------
-
-
 # --- results --------------------------------------------------------------------------------------------------------
 
 RESULT_COLUMNS = "outcome, result, error, traceback, reason, attempts, enqueued_at, started_at, finished_at"
@@ -128,8 +135,8 @@ def result_values(result: Result | None) -> tuple[Any, ...]:
     if result is None:
         return (None,) * 9
     return (
-        result.status, result.payload, result.error, result.traceback, result.reason, result.attempts,
-        seconds(result.enqueued_at), seconds(result.started_at), seconds(result.finished_at),
+        result.status, result.payload, clean(result.error), clean(result.traceback), clean(result.reason),
+        result.attempts, seconds(result.enqueued_at), seconds(result.started_at), seconds(result.finished_at),
     )  # fmt: skip
 
 

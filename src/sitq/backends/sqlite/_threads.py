@@ -70,7 +70,13 @@ class Reader(Executor):
     def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
         if self._suspended:
             self._connect()
-        return [operation.work(self.connection) for operation in batch]
+        return [self._answer(operation) for operation in batch]
+
+    def _answer(self, operation: Operation[Any]) -> Any:
+        try:
+            return operation.work(self.connection)
+        except SitqError as error:  # an answer like any other
+            return error
 
 
 class Writer(Executor):

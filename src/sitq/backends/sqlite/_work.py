@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from sitq.backends._view import RETENTION, clean
 from sitq.backends.sqlite._clock import Clock
 from sitq.backends.sqlite._rows import RESULT_COLUMNS, STATUS_CODES, TASK_COLUMNS, result_values
 from sitq.core import CRASHED, Extended, Held, Outcome, OutcomeKind, Status, WorkerInfo
 
 __all__ = [
-    "CANCELLED_RESULT", "NEXT_WORK", "PAYLOAD", "RESERVE", "RETENTION", "Transaction", "abandon", "expire", "extend",
-    "look", "next_work", "reserve", "settle",
+    "CANCELLED_RESULT", "NEXT_WORK", "PAYLOAD", "RESERVE", "RESULT_SET", "Transaction", "abandon", "at_end", "expire",
+    "extend", "look", "next_work", "reserve", "settle",
 ]  # fmt: skip
 
-RETENTION = {Status.COMPLETED: 86_400.0, Status.FAILED: 7 * 86_400.0}
 PAYLOAD = "coalesce(payload, (SELECT payload FROM sitq_payloads AS p WHERE p.seq = sitq_tasks.seq))"
 
 
@@ -123,33 +123,42 @@ def _queues_text(worker: WorkerInfo) -> str | None:
 
 # --- the end of a task ------------------------------------------------------------------------------------------------
 
-_RESULT_SET = ", ".join(f"{column} = ?" for column in RESULT_COLUMNS.split(", "))
-_AT_END = """
-worker_id = NULL, lease_until = NULL, purge_at = max(?1 + coalesce(retention, ?2), coalesce(unique_until, 0)),
-unique_key = CASE WHEN unique_until > ?1 THEN unique_key END
-"""
-END = f"UPDATE sitq_tasks SET status = ?3, {_AT_END}, {_RESULT_SET} WHERE id = ? AND fence = ? AND status = 1"  # noqa: S608
+
+def at_end(now: str = "?", retention: str = "?") -> str:
+    """Return what is set when a task ends, besides its status and result; takes now, the retention, and now again.
+
+    Numbered placeholders would name them once, but Python 3.12 deprecates `?1` with a sequence of values.
+    """
+    return f"""
+        worker_id = NULL, lease_until = NULL,
+        purge_at = max({now} + coalesce(retention, {retention}), coalesce(unique_until, 0)),
+        unique_key = CASE WHEN unique_until > {now} THEN unique_key END"""
+
+
+RESULT_SET = ", ".join(f"{column} = ?" for column in RESULT_COLUMNS.split(", "))
+_AT_END = at_end()
+END = f"UPDATE sitq_tasks SET status = ?, {_AT_END}, {RESULT_SET} WHERE id = ? AND fence = ? AND status = 1"  # noqa: S608
 _FAILED_RETENTION = RETENTION[Status.FAILED]
 CANCELLED_RESULT = """
 status = 3, outcome = 'failed', reason = 'cancelled', error = 'cancelled', result = NULL, traceback = NULL,
-attempts = attempt, enqueued_at = created_at, started_at = NULL, finished_at = ?1
+attempts = attempt, enqueued_at = created_at, started_at = NULL, finished_at = ?
 """
 _END_CANCELLED = f"UPDATE sitq_tasks SET {CANCELLED_RESULT}, {_AT_END} WHERE status = 1 AND cancel_requested"  # noqa: S608
 _EXPIRE = f"""
 UPDATE sitq_tasks SET status = 3, outcome = 'failed', reason = 'expired', error = NULL, {_AT_END}
-WHERE seq IN (SELECT seq FROM sitq_tasks WHERE status = 0 AND expires <= ?1 ORDER BY expires LIMIT 500)
+WHERE seq IN (SELECT seq FROM sitq_tasks WHERE status = 0 AND expires <= ? ORDER BY expires LIMIT 500)
 """  # noqa: S608 (the words of the error are put together when it is read)
 
 
 def expire(tx: Transaction) -> None:
     """End queued tasks that are no longer wanted, a bounded number at a time."""
-    if tx.connection.execute(_EXPIRE, (tx.now, _FAILED_RETENTION)).rowcount:
+    if tx.connection.execute(_EXPIRE, (tx.now, _FAILED_RETENTION, tx.now, tx.now)).rowcount:
         tx.done = True
 
 
 def _end_cancelled_takeovers(tx: Transaction) -> None:
     """End tasks whose worker died with a request to cancel unanswered."""
-    values = (tx.now, _FAILED_RETENTION, tx.lease_now)
+    values = (tx.now, tx.now, _FAILED_RETENTION, tx.now, tx.lease_now)
     if tx.connection.execute(f"{_END_CANCELLED} AND lease_until <= ?", values).rowcount:
         tx.done = True
 
@@ -158,9 +167,9 @@ def _end_cancelled_takeovers(tx: Transaction) -> None:
 
 _AGAIN = """
 UPDATE sitq_tasks SET
-    status = 0, worker_id = NULL, lease_until = NULL, reason = ?1, due = coalesce(?2, due),
-    attempt = attempt - ?3, crashes = crashes + ?4, solo_crashes = solo_crashes + ?4
-WHERE id = ?5 AND fence = ?6 AND status = 1
+    status = 0, worker_id = NULL, lease_until = NULL, reason = ?, due = coalesce(?, due),
+    attempt = attempt - ?, crashes = crashes + ?, solo_crashes = solo_crashes + ?
+WHERE id = ? AND fence = ? AND status = 1
 """
 
 
@@ -173,7 +182,8 @@ def settle(tx: Transaction, outcomes: Sequence[Outcome]) -> list[bool]:
         changed += tx.connection.executemany(END, ended).rowcount
         tx.done = True
     if again:
-        cancelled = [(tx.now, _FAILED_RETENTION, task_id, fence) for *_, task_id, fence in again]
+        head = (tx.now, tx.now, _FAILED_RETENTION, tx.now)
+        cancelled = [(*head, task_id, fence) for *_, task_id, fence in again]
         changed += tx.connection.executemany(f"{_END_CANCELLED} AND id = ? AND fence = ?", cancelled).rowcount
         changed += tx.connection.executemany(_AGAIN, again).rowcount
         tx.done = tx.wake = True
@@ -188,7 +198,7 @@ _ENDS = {OutcomeKind.COMPLETED: Status.COMPLETED, OutcomeKind.FAILED: Status.FAI
 
 def _end_values(outcome: Outcome, now: float) -> tuple[Any, ...]:
     status = _ENDS[outcome.kind]
-    head = (now, RETENTION[status], STATUS_CODES[status])
+    head = (STATUS_CODES[status], now, RETENTION[status], now)
     return (*head, *result_values(outcome.result), outcome.task_id, outcome.fence)
 
 
@@ -196,7 +206,7 @@ def _again_values(outcome: Outcome, now: float) -> tuple[Any, ...]:
     due = now + outcome.delay if outcome.delay > 0 else None
     released = outcome.kind == OutcomeKind.RELEASED
     crashed = outcome.reason == CRASHED and not released
-    return (outcome.reason, due, released, crashed, outcome.task_id, outcome.fence)
+    return (clean(outcome.reason), due, released, crashed, crashed, outcome.task_id, outcome.fence)
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------

@@ -120,10 +120,15 @@ end
 -- --- many ------------------------------------------------------------------------------------------------------------
 
 -- A page of tasks, newest first, from before a place in the order of arrival: { now, place to go on from, tasks }.
+-- With a third argument from after that task; false if there is none.
 function ops.page(i)
   local from = ARGV[i] == '' and '+inf' or '(' .. ARGV[i]
   local after = ARGV[i + 2]
-  if after ~= '' then from = '(' .. (call('ZSCORE', ALL, after) or '-inf') end
+  if after ~= '' then
+    local place = call('ZSCORE', ALL, after)
+    if not place then return false end
+    from = '(' .. place
+  end
   local entries = call('ZREVRANGEBYSCORE', ALL, from, '-inf', 'WITHSCORES', 'LIMIT', 0, ARGV[i + 1])
   local tasks, place = {}, ''
   for k = 1, #entries, 2 do
