@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from sitq import (
     task,
 )
 from sitq.backends.base import Backend, Capability
-from sitq.core import Extended, Held, Outcome, ReservedTask, WorkerInfo, utcnow
+from sitq.core import Extended, Held, NewTask, Outcome, ReservedTask, Task, TaskOptions, WorkerInfo, utcnow
 from waiting import until
 
 log: list[Any] = []
@@ -56,6 +56,14 @@ def rude_thread() -> None:
     raise Rude("out of the way")
 
 
+async def interrupted() -> None:
+    raise KeyboardInterrupt
+
+
+def interrupted_thread() -> None:
+    raise KeyboardInterrupt
+
+
 async def odd_text() -> None:
     raise ValueError("file \udc80 \0")
 
@@ -73,7 +81,11 @@ async def fine(x: int = 1) -> int:
     return x
 
 
-@pytest.mark.parametrize("function", [mute, rude, rude_thread, odd_text, odd_discard], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function",
+    [mute, rude, rude_thread, interrupted, interrupted_thread, odd_text, odd_discard],
+    ids=lambda f: f.__name__,
+)
 async def test_no_exception_takes_a_slot_with_it(queue: TaskQueue, function: Any) -> None:
     bad = await queue.enqueue(function)
     good = await queue.enqueue(fine)
@@ -273,6 +285,28 @@ def test_no_time_beyond_a_century(option: str, backend: Backend) -> None:
         TaskQueue(backend).options(**{option: 1e12})  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="100 years"):
         Defer(1e12)
+
+
+@pytest.mark.parametrize("option", ["eta", "expires"])
+def test_never_is_not_a_moment(option: str, backend: Backend) -> None:
+    for moment in (datetime.max.replace(tzinfo=UTC), datetime.max.replace(tzinfo=timezone(-timedelta(hours=5)))):
+        with pytest.raises(ValidationError, match=r"100 years|calendar"):
+            TaskQueue(backend).options(**{option: moment})  # type: ignore[arg-type]
+
+
+async def test_a_row_from_beyond_the_calendar_hides_no_other(backend: Backend) -> None:
+    never = datetime.max.replace(tzinfo=UTC)
+    async with TaskQueue(backend) as queue:
+        serializer = queue.serializer
+        payload = serializer.encode_call("never", "test_trouble:fine", fine, (), {})
+        options = TaskOptions(expires_at=never)
+        row = Task(id="never", name="test_trouble:fine", payload=payload, options=options)
+        await backend.enqueue_tasks([NewTask(task=row)])
+        good = await queue.enqueue(fine)
+        async with Worker(queue):
+            assert await good.result(timeout=60) == 1
+            assert await queue.get_result("never", timeout=60) is not None
+        assert {listed.id for listed in await backend.list_tasks()} == {"never", str(good)}
 
 
 async def own_eta(eta: object = "default") -> object:
