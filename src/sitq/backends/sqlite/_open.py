@@ -149,9 +149,11 @@ def _create(path: str, mode: int) -> None:
 
 
 def _check_content(connection: sqlite3.Connection, path: str, adopt: bool) -> None:
+    # Tables before the version: another process may commit the schema between the two reads, and its tables without
+    # their version would look like somebody else's (one opening in eight by eight processes at once).
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     version = _schema.version_of(connection)
     if version is None:
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables and not adopt:
             raise SchemaError(
                 f"{path} is a database of something else: choose another path, or pass adopt=True to keep the queue's "
