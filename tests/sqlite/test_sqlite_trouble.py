@@ -85,6 +85,7 @@ async def test_bad_values_of_one_caller_fail_no_other_of_the_batch(tmp_path: Pat
         assert good is None
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the test process has threads; its child only exits
 def test_a_reopening_that_fails_after_a_fork_is_tried_again(tmp_path: Path) -> None:
     folder, aside = tmp_path / "store", tmp_path / "aside"
     folder.mkdir()

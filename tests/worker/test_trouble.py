@@ -266,6 +266,7 @@ async def test_until_empty_leaves_later_tasks_whatever_the_store() -> None:
         assert await queue.get_result(later) is None
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the test process has threads; its child only exits
 def test_a_store_in_memory_does_not_cross_a_fork() -> None:
     queue = TaskQueue(MemoryBackend())
     asyncio.run(queue.connect())
