@@ -33,6 +33,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 _EXIT_WITHIN = 5.0
+_FORK_WAITS = 5.0  # seconds
 
 
 class SyncTaskHandle(str, Generic[R_co]):
@@ -265,7 +266,10 @@ class _Portal:
         self._closing = asyncio.Event()
         self._pending: set[Coroutine[Any, Any, Any]] = set()
         self._thread = threading.Thread(target=self._main, name="sitq-portal", daemon=True)
+        started = threading.Event()
+        self._loop.call_soon(started.set)
         self._thread.start()
+        started.wait()
 
     def submit(self, coroutine: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:
         """Run a coroutine on the loop, in the caller's context variables."""
@@ -322,14 +326,26 @@ def _run_here(coroutine: Coroutine[Any, Any, R]) -> R:
 
 _queues: WeakSet[SyncTaskQueue] = WeakSet()
 _inherited: list[_Portal | None] = []
+_held_for_fork: list[threading.Lock] = []
+
+
+def _before_fork() -> None:
+    """Wait for threads that are being set up: a fork in the middle would find locks of asyncio taken for ever."""
+    _held_for_fork.extend(q._lock for q in list(_queues) if q._lock.acquire(timeout=_FORK_WAITS))
+
+
+def _after_fork_in_parent() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().release()
 
 
 def _after_fork_in_child() -> None:
     """Leave the parent's threads alone, and their loops: closing one here would reach into the parent's."""
+    _held_for_fork.clear()
     for queue in list(_queues):
         _inherited.append(queue._portal)
         queue._portal = None
-        queue._lock = threading.Lock()  # a thread of the parent's may have held it
+        queue._lock = threading.Lock()
 
 
 def _at_exit() -> None:
@@ -343,5 +359,5 @@ def _at_exit() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)
