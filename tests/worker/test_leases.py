@@ -103,7 +103,16 @@ async def test_a_worker_cut_off_from_its_store_stops_its_own_work() -> None:
 
 
 class Deaf(MemoryBackend):
-    """A store that takes new work and hands it out, and never answers again."""
+    """A store that takes new work and hands it out once, and never answers again."""
+
+    handed_out = False
+
+    async def reserve(self, worker: WorkerInfo, limit: int) -> list[ReservedTask]:
+        if self.handed_out:
+            return []
+        found = await super().reserve(worker, limit)
+        self.handed_out = bool(found)
+        return found
 
     async def extend_leases(self, worker: WorkerInfo, held: Sequence[Held]) -> Extended:
         raise BackendError("no answer")
