@@ -271,6 +271,7 @@ class Session:
         if self._until_empty:  # what other workers finish wakes nobody here
             timeout = min(timeout, _LOOK_IF_EMPTY_EVERY)
         await self._until_woken(self._backend.wait_for_work(self.info, timeout))
+        await asyncio.sleep(0)  # a store that answers at once and then has nothing must not starve the loop
 
     async def _is_empty(self) -> bool:
         """Say whether nothing of this worker's queues is ready, running or in retry backoff."""

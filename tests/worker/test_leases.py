@@ -107,10 +107,10 @@ class Deaf(MemoryBackend):
 
     handed_out = False
 
-    async def reserve(self, worker: WorkerInfo, limit: int) -> list[ReservedTask]:
+    async def reserve(self, worker: WorkerInfo, max_tasks: int) -> list[ReservedTask]:
         if self.handed_out:
             return []
-        found = await super().reserve(worker, limit)
+        found = await super().reserve(worker, max_tasks)
         self.handed_out = bool(found)
         return found
 
@@ -138,6 +138,23 @@ async def test_an_outcome_nobody_takes_is_repeated_until_the_lease_ends_and_then
     assert told[0].task_id == handle
     assert "could not be delivered before its lease ended" in caplog.text
     assert caplog.text.count("cannot settle") > 1
+
+
+class Hasty(MemoryBackend):
+    """A store that always says there is work, without ever giving up the event loop."""
+
+    async def wait_for_work(self, worker: WorkerInfo, timeout: float) -> None:
+        return
+
+    async def reserve(self, worker: WorkerInfo, max_tasks: int) -> list[ReservedTask]:
+        return []
+
+
+async def test_a_store_that_promises_work_and_has_none_starves_nobody() -> None:
+    async with TaskQueue(Hasty()) as queue, Worker(queue):
+        handle = await queue.enqueue(quick)
+        await asyncio.sleep(0.01)
+        assert await queue.cancel(handle)
 
 
 async def reserve_one(backend: Backend, worker: WorkerInfo) -> ReservedTask:
