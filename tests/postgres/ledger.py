@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from servers.postgres import KEYS, PostgresServer
 from servers.proxy import Proxy
@@ -16,12 +19,13 @@ from waiting import until
 __all__ = ["FAULTS", "Ledger"]
 
 STALL = 90.0
-_runs: Counter[str] = Counter()  # of this process, where the workers are
 
 
-async def note(key: str) -> str:
-    """Note that a task ran."""
-    _runs[key] += 1
+async def note(log: str, key: str) -> str:
+    """Note that a task ran: in a file, since one whose lease was lost runs in a child process the next time."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.write(descriptor, f"{key}\n".encode())
+    os.close(descriptor)
     return key
 
 
@@ -32,10 +36,11 @@ class Ledger:
         self.server = server
         self.durability = durability
         self.acknowledged: list[str] = []
+        self.done: list[str] = []
         self.refused = 0
-        self.runs = _runs
-        _runs.clear()
+        self.again = 0
         self.proxy: Proxy
+        self._log: Path
         self._schema = schema
         self._stopping = False
         self._numbers = 0
@@ -43,14 +48,19 @@ class Ledger:
 
     async def run(self, faults: Sequence[str]) -> None:
         """Work while these faults happen one after the other."""
+        with tempfile.TemporaryDirectory(prefix="sitq-ledger-") as folder:
+            self._log = Path(folder, "runs")
+            self._log.touch()
+            await self._run(faults)
+
+    async def _run(self, faults: Sequence[str]) -> None:
         async with Proxy(self.server.port) as self.proxy:
             url = self.server.url.replace(str(self.server.port), str(self.proxy.port))
             backend = PostgresBackend(url, schema=self._schema, durability=self.durability, signing_keys=KEYS)
             async with TaskQueue(backend) as queue:
                 self._producing = [asyncio.create_task(self._produce(queue)) for _ in range(5)]
-                async with Worker(
-                    queue, max_concurrency=20, lease=8.0
-                ):  # what was not heard of comes back in 4 seconds
+                # What was reserved and not heard of comes back when its lease ends.
+                async with Worker(queue, max_concurrency=20, lease=8.0):
                     for fault in faults:
                         await self._progress()
                         await FAULTS[fault](self)
@@ -64,7 +74,7 @@ class Ledger:
             self._numbers += 1
             key = f"task-{self._numbers}"
             try:
-                handle = await queue.enqueue(note, key)
+                handle = await queue.enqueue(note, str(self._log), key)
             except BackendError:
                 self.refused += 1
                 continue
@@ -74,9 +84,9 @@ class Ledger:
 
     async def _progress(self) -> None:
         """Wait until work is accepted and done again."""
-        accepted, ran = len(self.acknowledged) + 20, len(self.runs) + 20
+        accepted, ran = len(self.acknowledged) + 20, self._log.stat().st_size + 200  # bytes: some twenty runs
         async with asyncio.timeout(STALL):
-            while len(self.acknowledged) < accepted or len(self.runs) < ran:
+            while len(self.acknowledged) < accepted or self._log.stat().st_size < ran:
                 await asyncio.sleep(0.01)
                 for task in self._producing:
                     if task.done():
@@ -89,10 +99,21 @@ class Ledger:
                 result = await queue.get_result(handle, timeout=STALL)
                 assert result is not None, f"{handle} was acknowledged, and has no result"
                 assert result.status == "success", result
-                assert self.runs[result.value] >= 1, f"{result.value} has a result, and did not run"
+                self.done.append(result.value)
+        runs = Counter(self._log.read_text(encoding="utf-8").split())
+        self.again = runs.total() - len(runs)
+        unseen = set(self.done) - set(runs)
+        assert not unseen, f"these have a result, and did not run: {unseen}"
         if self.durability == "strict":
-            twice = {key: count for key, count in self.runs.items() if count > 1}
+            twice = {key: count for key, count in runs.items() if count > 1}
             assert not twice, f"nothing was lost, and these ran again: {twice}"
+
+    def account(self, rounds: int) -> str:
+        """Say in a line how it went."""
+        return (
+            f"{rounds} crashes, and as many connections cut, deaf and half-open: {len(self.acknowledged):,} tasks "
+            f"acknowledged, {len(self.done):,} done, {self.refused:,} refused, {self.again:,} runs more than tasks"
+        )
 
     # --- faults -------------------------------------------------------------------------------------------------------
 

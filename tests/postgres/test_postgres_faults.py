@@ -233,5 +233,7 @@ async def test_ledger(own_server: PostgresServer, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(_connect, "_COMMAND_TIMEOUT", 1.0)
     monkeypatch.setattr(_connect, "_CONNECT_TIMEOUT", 1.0)
     ledger = Ledger(own_server, "strict", schema="ledger")
-    await ledger.run(["crash", "cut", "deaf", "hang"] * int(os.environ.get("SITQ_SERVER_CRASHES", "1")))
+    rounds = int(os.environ.get("SITQ_SERVER_CRASHES", "1"))
+    await ledger.run(["crash", "cut", "deaf", "hang"] * rounds)
     assert len(ledger.acknowledged) > 80
+    print(ledger.account(rounds))  # noqa: T201 (scripts/slow shows it)
