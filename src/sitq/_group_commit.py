@@ -28,6 +28,7 @@ __all__ = [
     "Lanes",
     "Operation",
     "Reading",
+    "start_thread",
 ]
 
 T = TypeVar("T")
@@ -210,6 +211,14 @@ class BlockingExecutor(Reading, Protocol):
         """Let go of the store."""
 
 
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread. Raises `BackendError`: from Python 3.12 on, a program that has come to its end starts none."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise BackendError(f"{thread.name} cannot start ({error}): connect() while the program runs") from error
+
+
 class CommitThread:
     """One thread that owns a blocking store and does everything that is asked of it, batch after batch.
 
@@ -229,7 +238,7 @@ class CommitThread:
 
     def start(self) -> None:
         """Start the thread; `opened` tells when the store is open."""
-        self._thread.start()
+        start_thread(self._thread)
 
     async def run(self, operation: Operation[T]) -> T:
         """Have an operation done and return its result."""

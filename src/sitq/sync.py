@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any, Generic, ParamSpec, Self, TypeVar, Unpack, overload
 from weakref import WeakSet
 
+from sitq._group_commit import start_thread
 from sitq.backends.base import Backend
 from sitq.core import Cancelled, Result, Task
 from sitq.events import Event
@@ -209,13 +210,13 @@ class SyncTaskQueue:
     def _submit(self, coroutine: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:
         try:
             self._refuse_own_thread()
+            with self._lock:  # so that no portal is closed between here and there
+                if self._portal is None:
+                    self._portal = _Portal()
+                return self._portal.submit(coroutine)
         except SitqError:
             coroutine.close()
             raise
-        with self._lock:  # so that no portal is closed between here and there
-            if self._portal is None:
-                self._portal = _Portal()
-            return self._portal.submit(coroutine)
 
     def _handle(self, handle: TaskHandle[R]) -> SyncTaskHandle[R]:
         return SyncTaskHandle(str(handle), self, handle.created)
@@ -268,7 +269,11 @@ class _Portal:
         self._thread = threading.Thread(target=self._main, name="sitq-portal", daemon=True)
         started = threading.Event()
         self._loop.call_soon(started.set)
-        self._thread.start()
+        try:
+            start_thread(self._thread)
+        except BackendError:
+            self._loop.close()
+            raise
         started.wait()
 
     def submit(self, coroutine: Coroutine[Any, Any, R]) -> concurrent.futures.Future[R]:

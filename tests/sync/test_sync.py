@@ -302,10 +302,31 @@ def test_threads_that_enqueue_while_the_program_ends_lose_nothing(tmp_path: Path
 def many():
     for n in range(20): sys.stdout.write(queue.enqueue(add, n, 1) + " ")
 
+queue.connect()
 for _ in range(4): threading.Thread(target=many).start()
 """,
     )
     assert_stored(path, ids, 80)
+
+
+def test_a_queue_first_used_when_the_program_has_ended_works_or_says_why_not(tmp_path: Path, path: Path) -> None:
+    ids = run(
+        tmp_path,
+        """
+from sitq import BackendError
+
+def late():
+    threading.main_thread().join()
+    try:
+        print(queue.enqueue(add, 1, 1))
+    except BackendError as error:  # Python 3.12 and newer start no thread any more
+        assert "while the program runs" in str(error), error
+
+threading.Thread(target=late).start()
+""",
+    )
+    if sys.version_info < (3, 12):
+        assert_stored(path, ids, 1)
 
 
 def test_a_script_that_has_ended_is_not_run_again_for_its_threads(tmp_path: Path, path: Path) -> None:
