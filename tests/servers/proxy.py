@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from contextlib import suppress
 from typing import Self
 
@@ -10,12 +11,16 @@ __all__ = ["Proxy"]
 
 
 class Proxy:
-    """Passes bytes to a port on this machine, on the running event loop, until it is told otherwise."""
+    """Passes bytes to a port on this machine, on the running event loop, until it is told otherwise.
 
-    def __init__(self, port: int) -> None:
+    With `tls` its clients speak TLS with it, and it speaks plainly with the port.
+    """
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         self.port = 0
         self.connections = 0
         self._target = port
+        self._tls = tls
         self._passes = asyncio.Event()
         self._passes.set()
         self._replies = True
@@ -24,7 +29,7 @@ class Proxy:
         self._server: asyncio.Server
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

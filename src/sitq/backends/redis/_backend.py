@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode
 
 from sitq._group_commit import ROW_BYTES, Lane
 from sitq._signing import network_serializer
@@ -14,7 +14,6 @@ from sitq.backends._bytes import ByteBackend
 from sitq.backends.base import Capability, check_move
 from sitq.backends.redis import _operate
 from sitq.backends.redis._doctor import DURABILITIES, diagnose
-from sitq.backends.redis._link import Settings
 from sitq.backends.redis._rows import (
     STATUS_CODES,
     STATUSES,
@@ -27,6 +26,7 @@ from sitq.backends.redis._rows import (
     task_from,
     worker_record,
 )
+from sitq.backends.redis._settings import Settings, normal_url
 from sitq.backends.redis._store import Store
 from sitq.backends.redis._wait import wait_for_work
 from sitq.core import (
@@ -49,8 +49,6 @@ from sitq.exceptions import InvalidTransitionError, TaskNotFoundError, Validatio
 from sitq.serialization import Serializer
 
 __all__ = ["RedisBackend"]
-
-_SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 
 B = TypeVar("B", bound="RedisBackend")
 
@@ -87,11 +85,8 @@ class RedisBackend(ByteBackend):
             raise ValidationError(f"durability is one of {', '.join(DURABILITIES)}, not {durability!r}")
         if not namespace or any(character in "{}\n" for character in namespace):
             raise ValidationError(f"a namespace is a name without braces, not {namespace!r}")
-        scheme, separator, rest = url.partition("://")
-        if not separator or scheme not in _SCHEMES:
-            raise ValidationError(f"write redis://host:6379/0, rediss:// (TLS), or valkey://, not {url!r}")
         self._settings = Settings(
-            url=f"{_SCHEMES[scheme]}://{rest}",
+            url=normal_url(url),
             namespace=namespace,
             durability=durability,
             allowed_policy=allow_eviction,
@@ -106,10 +101,14 @@ class RedisBackend(ByteBackend):
     def from_url(cls, url: str) -> Self:
         """Make the backend for `redis://user:password@host:6379/0`, `rediss://` (TLS), `valkey://` or `valkeys://`.
 
+        `redis+sentinel://user:password@host:26379,host:26379/service/0` asks sentinels for the primary of a service;
+        `redis+cluster://user:password@host:6379,host:6379` finds the namespace's node of a cluster. By TLS it is
+        `rediss+sentinel` and `rediss+cluster`.
+
         The query takes `namespace`, `durability`, `allow_eviction`, `retry_timeout` and `timeout`; the rest of it is
-        redis-py's, such as `ssl_ca_certs`.
+        redis-py's, such as `ssl_ca_certs`, and `sentinel_username`, `sentinel_password`.
         """
-        parts = urlsplit(url)
+        url, _, text = url.partition("?")
         convert: dict[str, Callable[[str], Any]] = {
             "namespace": str,
             "durability": str,
@@ -118,11 +117,11 @@ class RedisBackend(ByteBackend):
             "timeout": float,
         }
         try:
-            query = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+            query = dict(parse_qsl(text, strict_parsing=bool(text)))
             options = {name: convert[name](query.pop(name)) for name in convert if name in query}
         except ValueError as error:
-            raise ValidationError(f"cannot read the options of {url} ({error})") from error
-        return cls(urlunsplit(parts._replace(query=urlencode(query))), **options)
+            raise ValidationError(f"cannot read the options {', '.join(convert)} of the URL ({error})") from error
+        return cls(f"{url}?{urlencode(query)}" if query else url, **options)
 
     def clone(self) -> Self:
         other = _with_settings(type(self), self._settings, self._signing_keys)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from redis.exceptions import ResponseError
 
-from sitq.backends.redis._link import Line, Settings
+from sitq.backends.redis._link import Line
+from sitq.backends.redis._settings import Settings
 from sitq.core import Finding, Verdict
 from sitq.exceptions import BackendError, ValidationError
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import ssl
+from collections.abc import Iterator
 
 from redis import exceptions as driver
+from redis.asyncio.sentinel import MasterNotFoundError
 
 from sitq.exceptions import BackendError
 
@@ -23,10 +26,12 @@ _ADVICE = {
     "CLUSTERDOWN": "the cluster has no node for this namespace at the moment",
     "MASTERDOWN": "it is a replica that has lost its primary",
     "TRYAGAIN": "the cluster is moving this namespace to another node",
+    "ASK": "the cluster is moving this namespace to another node",
+    "MOVED": "its cluster sends from one node to another: wait until all nodes agree on who has which slots",
     "BUSY": "another script keeps it busy: find it with CLIENT LIST, end it with SCRIPT KILL",
     "UNKILLABLE": "another script keeps it busy and cannot be ended",
 }
-_PASSING = frozenset({"READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "BUSY"})
+_PASSING = frozenset({"READONLY", "LOADING", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "ASK", "MOVED", "BUSY"})
 _WORD = re.compile(r"(?:^|[\s-])([A-Z]{3,})\b")
 _BY_CLASS = (
     (driver.AuthenticationError, "WRONGPASS"),
@@ -37,7 +42,10 @@ _BY_CLASS = (
     (driver.MasterDownError, "MASTERDOWN"),
     (driver.ClusterDownError, "CLUSTERDOWN"),
     (driver.TryAgainError, "TRYAGAIN"),
+    (driver.MovedError, "MOVED"),
+    (driver.AskError, "ASK"),
 )
+_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 def word_of(error: BaseException) -> str:
@@ -51,9 +59,32 @@ def word_of(error: BaseException) -> str:
     return next((word for word in _WORD.findall(text) if word in _ADVICE), "")
 
 
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _tls_advice(error: BaseException) -> str | None:
+    """Say what is wrong with the TLS of a connection. To be cut is not."""
+    for cause in _chain(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return (
+                "its TLS certificate is not trusted: name the file of the authority that signed it by ssl_ca_certs, "
+                "and the host as the certificate has it"
+            )
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, _CUT):
+            if cause.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+                return "it does not speak TLS on this port: write redis://, or the port that does"
+            return "it does not agree to the TLS connection: look at the ssl_ options of the URL, and at its own"
+        if isinstance(cause, FileNotFoundError):
+            return "a file that the ssl_ options of the URL name is not there"
+    return None
+
+
 def is_passing(error: BaseException) -> bool:
     """Say whether the same may succeed in a moment: after a reconnect, a failover, a restart."""
-    if isinstance(error, driver.AuthenticationError):
+    if isinstance(error, driver.AuthenticationError) or _tls_advice(error):
         return False
     if isinstance(error, (driver.ConnectionError, driver.TimeoutError, OSError)):
         return True
@@ -62,11 +93,17 @@ def is_passing(error: BaseException) -> bool:
 
 def explain(error: BaseException, where: str) -> BackendError:
     """Return the `BackendError` for an error of driver or server, its cause attached."""
-    advice = _ADVICE.get(word_of(error))
+    advice = _ADVICE.get(word_of(error)) or _tls_advice(error)
+    if advice is None and isinstance(error, MasterNotFoundError):
+        advice = "no sentinel names a primary: check their addresses and the service, or wait for the failover"
     if advice is None and isinstance(error, (driver.ConnectionError, OSError)):
         advice = "it cannot be reached: check that it runs and that the address is right"
+        if where.startswith("rediss"):  # one that misses a certificate may just hang up
+            advice += ", and whether it asks for a client's certificate (ssl_certfile)"
     if advice is None and isinstance(error, driver.TimeoutError):
         advice = "it did not answer in time: check the network, and that nothing keeps the server busy"
+        if where.startswith("rediss"):  # one that knows nothing of it waits for the end of the line
+            advice += ", and that it speaks TLS on this port"
     explained = BackendError(f"{where}: {advice or 'the server says'} ({error})")
     explained.__cause__ = error
     return explained

@@ -7,63 +7,27 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from hiredis import pack_command
-from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from sitq._group_commit import Lane, Operation
 from sitq.backends.redis._errors import explain, is_passing
 from sitq.backends.redis._scripts import SCRIPT, SHA
+from sitq.backends.redis._settings import Settings
 from sitq.exceptions import BackendError
 
-__all__ = ["Call", "Line", "Settings", "abandon", "connect"]
+__all__ = ["Call", "Line", "abandon", "connect"]
 
 _PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # seconds before a repeat, the last one again and again
+_MOVES = 5  # from node to node of a cluster, whatever the time; more of them mean that it does not know itself
 _SYNC_PATIENCE = 10.0  # seconds; with appendfsync everysec the disk has it after one
 _WAIT: tuple[Any, ...] = ("WAITAOF", 1, 0, round(_SYNC_PATIENCE * 1000))
 
 Call = tuple[str, Sequence[Any]]
 """An operation of the script: its name and its arguments."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Settings:
-    """How a namespace is reached. One object for all handles: a cluster's redirection is found out once."""
-
-    url: str
-    namespace: str
-    durability: str
-    allowed_policy: str | None
-    retry_timeout: float
-    timeout: float
-    address: dict[str, Any] = field(default_factory=dict)  # of the node that has the namespace, in a cluster
-    offset: int = 0  # microseconds; tests move the clock by it
-
-    @property
-    def prefix(self) -> str:
-        """What all keys begin with: in braces, so that a cluster keeps them on one node."""
-        return f"{{sitq:{self.namespace}}}"
-
-    @property
-    def where(self) -> str:
-        """Where the store is, without the password."""
-        host = self.url.split("://", 1)[1].rpartition("@")[2].split("?", 1)[0]
-        return f"{self.url.split('://', 1)[0]}://{host}"
-
-    def connection(self) -> AbstractConnection:
-        """Make a connection, not open yet. What fails is not tried again by the driver, but by us."""
-        pool = ConnectionPool.from_url(
-            self.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout,
-            socket_connect_timeout=self.timeout, socket_keepalive=True,
-        )  # fmt: skip
-        pool.connection_kwargs.update(self.address)
-        return pool.connection_class(**pool.connection_kwargs)
 
 
 def abandon(connection: AbstractConnection) -> None:
@@ -100,18 +64,20 @@ class Line:
         """Run a batch on the server; repeat it while it fails for a reason that passes."""
         sync = any(operation.lane in self.syncs for operation in batch)
         deadline = time.monotonic() + self.settings.retry_timeout
-        repeats = 0
+        repeats = moves = 0
         while True:
             try:
                 answers = await self._run([operation.work for operation in batch], repeats > 0, sync)
             except (RedisError, OSError) as error:
+                here = getattr(self._connection, "host", "")
                 await self.drop()
-                if isinstance(error, MovedError):
-                    self.settings.address |= {"host": error.host, "port": error.port}
+                moves += isinstance(error, MovedError)
+                if isinstance(error, MovedError) and moves <= _MOVES:
+                    self.settings.moved((error.host or here, error.port))
                 elif not is_passing(error) or (repeats and time.monotonic() >= deadline):
                     raise  # but a connection that was lost, perhaps long ago, is always tried once more
                 else:
-                    self.settings.address.clear()
+                    self.settings.lost()
                 pause = _PAUSES[min(repeats, len(_PAUSES) - 1)]
                 repeats += 1
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 (others were cut off as well)
@@ -159,7 +125,7 @@ class Line:
     async def _connected(self) -> AbstractConnection:
         connection = self._connection
         if connection is None:
-            connection = self._connection = self.settings.connection()
+            connection = self._connection = await self.settings.connection()
             await connect(connection)
             with suppress(ResponseError):  # for CLIENT LIST; not everybody may
                 await connection.send_command("CLIENT", "SETNAME", "sitq")
@@ -168,6 +134,10 @@ class Line:
             info: bytes = await connection.read_response()
             # This server, since its start: a connection does not outlive it, so what is said on it is said to this one.
             self._run_id = next(line[7:] for line in info.splitlines() if line.startswith(b"run_id:"))
+            if self.settings.has_sentinels:  # they may be slow to hear of what became of it
+                await connection.send_command("INFO", "replication")
+                if b"role:master" not in await connection.read_response():
+                    raise ReadOnlyError("the sentinels named it, and it is no primary")
         return connection
 
     async def _run(self, calls: Sequence[Call], again: bool, sync: bool) -> list[Any]:

@@ -13,8 +13,9 @@ from redis.exceptions import RedisError
 from sitq._commit_task import CommitTask
 from sitq._group_commit import Lane, Operation
 from sitq.backends.redis._doctor import Server, check, read_server
-from sitq.backends.redis._link import Line, Settings
+from sitq.backends.redis._link import Line
 from sitq.backends.redis._rows import result_from
+from sitq.backends.redis._settings import Settings
 from sitq.backends.redis._wait import Listener, ResultWait
 from sitq.core import Result
 from sitq.exceptions import BackendError, SchemaError

@@ -17,7 +17,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from sitq.backends._results import Waiting
-from sitq.backends.redis._link import Settings, abandon, connect
+from sitq.backends.redis._link import abandon, connect
+from sitq.backends.redis._settings import Settings
 from sitq.core import Result
 from sitq.exceptions import BackendError
 
@@ -68,7 +69,7 @@ class Listener:
             await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311 (others were cut off as well)
 
     async def _listen(self) -> None:
-        connection = self._connection = self._settings.connection()
+        connection = self._connection = await self._settings.connection()
         try:
             await connect(connection)
             await connection.send_command("SUBSCRIBE", self._channel)
