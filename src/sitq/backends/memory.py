@@ -270,6 +270,8 @@ class MemoryBackend(ByteBackend):
         if task.status != Status.RUNNING:
             task.attempt = task.crashes = task.solo_crashes = 0
             row.result = None
+        if row.due > self._store.now():  # an operator who says "again" means now, not when it was to run before
+            row.due, task.eta = self._store.now(), self._store.wall()
         task.fence = (task.fence or 0) + 1
         self._store.queue(row)
         return True

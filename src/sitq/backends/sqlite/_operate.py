@@ -66,7 +66,7 @@ WHERE id = :id
 """  # noqa: S608
 _QUEUE = f"""
 UPDATE sitq_tasks SET status = 0, {_LET_GO}, reason = NULL, cancel_requested = 0,
-    unique_key = json_extract(options, '$.unique')
+    due = min(due, :now), unique_key = json_extract(options, '$.unique')
 WHERE id = :id
 """  # noqa: S608
 _RESET = """
@@ -110,7 +110,7 @@ def _queue(tx: Transaction, task_id: str, unique: str) -> bool:
         if tx.connection.execute(held, (unique, task_id)).fetchone():
             return False
     tx.connection.execute(_RESET, (task_id,))
-    tx.connection.execute(_QUEUE, {"id": task_id, "floor": tx.epoch << 32})
+    tx.connection.execute(_QUEUE, {"id": task_id, "floor": tx.epoch << 32, "now": tx.now})
     tx.wake = True
     return True
 
