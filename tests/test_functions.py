@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -200,13 +201,33 @@ def test_every_public_name_is_there_and_sorted() -> None:
     for name in sitq.__all__:
         assert getattr(sitq, name).__doc__, name
     assert set(sitq.__all__) <= set(dir(sitq))
+    assert {"PostgresBackend", "RedisBackend"} <= set(dir(sitq))
     with pytest.raises(AttributeError, match="nonsense"):
         sitq.nonsense  # noqa: B018
 
 
-def test_only_what_is_asked_for_is_imported() -> None:
-    import subprocess
+WITHOUT_EXTRAS = """
+import sys
 
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"asyncpg", "hiredis", "redis", "rich", "typer", "pytest"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from sitq import *
+print(TaskQueue.__name__, SQLiteBackend.__name__)
+from sitq import PostgresBackend
+"""
+
+
+def test_a_star_import_needs_no_extra() -> None:
+    answer = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True, check=False)
+    assert answer.stdout.split() == ["TaskQueue", "SQLiteBackend"], answer.stderr
+    assert "pip install 'sitq-queue[postgres]'" in answer.stderr
+
+
+def test_only_what_is_asked_for_is_imported() -> None:
     code = "import sys, sitq; print(sorted(m for m in sys.modules if m.startswith(('sitq.b', 'cloudpickle', 'typer'))))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "['sitq.backends', 'sitq.backends.base', 'sitq.backends.urls']"

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from sitq._json import JsonSerializer
     from sitq._signing import SignedSerializer
     from sitq.backends.memory import MemoryBackend
-    from sitq.backends.postgres import PostgresBackend
-    from sitq.backends.redis import RedisBackend
+    from sitq.backends.postgres import PostgresBackend as PostgresBackend
+    from sitq.backends.redis import RedisBackend as RedisBackend
     from sitq.backends.sqlite import SQLiteBackend
     from sitq.serialization import CloudpickleSerializer
     from sitq.sync import SyncTaskHandle, SyncTaskQueue
@@ -58,9 +58,7 @@ __all__ = [
     "PartialEnqueueError",
     "PayloadTooLargeError",
     "Phase",
-    "PostgresBackend",
     "Reason",
-    "RedisBackend",
     "Result",
     "ResultTimeoutError",
     "Retry",
@@ -87,6 +85,7 @@ __all__ = [
     "current_task",
     "task",
 ]
+"""What `from sitq import *` gives: it works without extras, so `PostgresBackend` and `RedisBackend` are not in it."""
 
 _LAZY = {
     "CloudpickleSerializer": "sitq.serialization",
@@ -114,4 +113,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_LAZY})
