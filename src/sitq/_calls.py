@@ -12,27 +12,41 @@ from sitq.exceptions import ValidationError
 from sitq.functions import TaskSettings, function_name, settings_of
 from sitq.options import Plan
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "Known"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Known:
+    """A function as it was when it was looked up."""
+
     name: str
     signature: inspect.Signature | None
     positional: range  # how many positional arguments alone make a valid call
     settings: TaskSettings
     plan: Plan
 
+    def has_parameter(self, name: str) -> bool:
+        """Say whether the function itself takes a parameter called `name`."""
+        return self.signature is not None and name in self.signature.parameters
+
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise `ValidationError` for a call that does not fit the function's signature."""
+        if self.signature is not None and (kwargs or len(args) not in self.positional):
+            try:
+                self.signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise ValidationError(f"{self.name}{self.signature} cannot be called like this: {error}") from None
+
 
 class Calls:
-    """Checks calls and finds their options."""
+    """Looks functions up, once for each, and finds their options."""
 
     def __init__(self) -> None:
-        self._cache: WeakKeyDictionary[Callable[..., Any], _Known] = WeakKeyDictionary()
+        self._cache: WeakKeyDictionary[Callable[..., Any], Known] = WeakKeyDictionary()
 
-    def plan(self, function: Callable[..., Any], values: Mapping[str, Any] | None = None) -> Plan:
+    def plan(self, function: Callable[..., Any], values: Mapping[str, Any]) -> Plan:
         """Return the plan of `@task`'s options, with `values` (validated) having the last word."""
-        known = self._known(function)
+        known = self.known(function)
         if not values:
             return known.plan
         defaults = known.settings.options
@@ -40,22 +54,8 @@ class Calls:
             defaults = {name: value for name, value in defaults.items() if name not in ("eta", "delay")}
         return _plan(function, {**defaults, **values})
 
-    def has_parameter(self, function: Callable[..., Any], name: str) -> bool:
-        """Say whether the function itself takes a parameter called `name`."""
-        signature = self._known(function).signature
-        return signature is not None and name in signature.parameters
-
-    def check(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Return the function's name if the call fits its signature; raise `ValidationError` if not."""
-        known = self._known(function)
-        if known.signature is not None and (kwargs or len(args) not in known.positional):
-            try:
-                known.signature.bind(*args, **kwargs)
-            except TypeError as error:
-                raise ValidationError(f"{known.name}{known.signature} cannot be called like this: {error}") from None
-        return known.name
-
-    def _known(self, function: Callable[..., Any]) -> _Known:
+    def known(self, function: Callable[..., Any]) -> Known:
+        """Return what is known of a function. Raises `ValidationError` for what is none."""
         try:
             known = self._cache.get(function)
         except TypeError:  # cannot be hashed or weakly referenced: look it up each time
@@ -69,7 +69,7 @@ class Calls:
         return known
 
 
-def _look_up(function: Callable[..., Any]) -> _Known:
+def _look_up(function: Callable[..., Any]) -> Known:
     if not callable(function):
         raise ValidationError(f"a task is a function to call later, not {function!r}: pass f, not f()")
     try:
@@ -78,7 +78,7 @@ def _look_up(function: Callable[..., Any]) -> _Known:
         signature = None
     settings = settings_of(function)
     positional = _positional(signature) if signature else range(0)
-    return _Known(function_name(function), signature, positional, settings, _plan(function, settings.options))
+    return Known(function_name(function), signature, positional, settings, _plan(function, settings.options))
 
 
 def _plan(function: Callable[..., Any], values: Mapping[str, Any]) -> Plan:

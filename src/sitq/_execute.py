@@ -19,7 +19,7 @@ from typing import Any
 
 from sitq._processes import CannotStartError, ChildDiedError, ProcessPool
 from sitq._threads import Returned, ThreadPool
-from sitq.core import CRASHED, Outcome, Reason, ReservedTask, Result, TaskOptions, utcnow
+from sitq.core import CRASHED, DEFAULT_OPTIONS, Outcome, Reason, ReservedTask, Result, utcnow
 from sitq.current import CurrentTask, _current
 from sitq.exceptions import Defer, Discard, PayloadTooLargeError, SerializationError, UnresolvableError
 from sitq.functions import TaskSettings, registered, settings_of
@@ -31,7 +31,6 @@ __all__ = ["Executor", "Run"]
 
 logger = logging.getLogger("sitq")
 
-_DEFAULTS = TaskOptions()
 _NO_SETTINGS = TaskSettings()
 _NO_CHILD_DELAY = 5.0  # seconds
 
@@ -57,7 +56,7 @@ class Run:
 
     def __init__(self, reserved: ReservedTask, reserved_at: float, lease: float) -> None:
         self.reserved = reserved
-        self.options = reserved.options or _DEFAULTS
+        self.options = reserved.options or DEFAULT_OPTIONS
         self.reserved_at = reserved_at  # monotonic, from before the request, as is the lease's end
         self.lease_until = reserved_at + lease
         self.task: asyncio.Task[None] | None = None

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 __all__ = [
+    "DEFAULT_OPTIONS",
     "OPERATOR_MOVES",
     "Accepted",
     "Cancelled",
@@ -123,6 +124,10 @@ class TaskOptions:
     executor: str = "auto"
     retention: float | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+
+
+DEFAULT_OPTIONS = TaskOptions()
+"""What most tasks have. One object, so that whoever looks for it can ask with `is` first."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -108,6 +108,9 @@ def is_importable(name: str, function: Callable[..., Any]) -> bool:
     """Say whether `name` leads back to this very function."""
     if name.startswith("__main__:") or "<" in name:
         return False
+    module, _, qualname = name.partition(":")
+    if name not in _registry and getattr(sys.modules.get(module), qualname, None) is function:
+        return True  # nearly all: the rest of this takes three times as long
     try:
         return resolve(name) is function
     except UnresolvableError:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypedDict
 
-from sitq.core import Retry, TaskOptions, utcnow
+from sitq.core import DEFAULT_OPTIONS, Retry, TaskOptions, utcnow
 from sitq.exceptions import LONGEST, ValidationError
 
 __all__ = ["OptionValues", "Plan", "validate_options"]
@@ -49,7 +49,8 @@ class Plan:
     def of(cls, values: Mapping[str, Any]) -> Plan:
         """Make a plan of validated values."""
         stored = {name: value for name, value in values.items() if name in _STORED}
-        return cls(TaskOptions(**stored), **{name: value for name, value in values.items() if name not in _STORED})
+        options = TaskOptions(**stored) if stored else DEFAULT_OPTIONS
+        return cls(options, **{name: value for name, value in values.items() if name not in _STORED})
 
 
 _STORED = frozenset(

@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, NoReturn, ParamSpec, Self, TypeVar, Unpack, overload
 
-from sitq._calls import Calls
+from sitq._calls import Calls, Known
 from sitq._ids import new_id
 from sitq.backends.base import Backend, Capability
 from sitq.backends.urls import backend_from_url
@@ -189,15 +189,16 @@ class TaskQueue:
         fit the function, `SerializationError` when they cannot be encoded, `BackendError` when the store cannot take
         it.
         """
-        plan = self._calls.plan(function)
+        known = self._calls.known(function)
+        plan = known.plan
         if eta is not _NOT_GIVEN:
-            if self._calls.has_parameter(function, "eta"):
+            if known.has_parameter("eta"):
                 raise ValidationError(
                     f"{function!r} has a parameter named eta: use queue.options(eta=…).enqueue(…) for when it runs, "
                     "queue.options().enqueue(…, eta=…) for its argument"
                 )
             plan = dataclasses.replace(plan, eta=check_moment("eta", eta), delay=None)
-        return await self._enqueue(plan, function, args, kwargs)
+        return await self._enqueue(known, plan, function, args, kwargs)
 
     def options(self, **values: Unpack[OptionValues]) -> ConfiguredQueue:
         """Return this queue with options for what is enqueued next: `queue.options(delay=60).enqueue(f, x)`.
@@ -215,17 +216,22 @@ class TaskQueue:
         Stored in chunks of up to 1,000 tasks and 4 MiB, each all or nothing. When a later chunk fails,
         `PartialEnqueueError.accepted` has the handles of those before.
         """
-        return await self._enqueue_many(self._calls.plan(function), function, calls)
+        known = self._calls.known(function)
+        return await self._enqueue_many(known, known.plan, function, calls)
 
     async def _enqueue(
-        self, plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, known: Known, plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> TaskHandle[Any]:
-        new = self._new_task(plan, function, args, kwargs)
+        new = self._new_task(known, plan, function, args, kwargs)
         (handle,) = await self._store([new], plan)
         return handle
 
     async def _enqueue_many(
-        self, plan: Plan, function: Callable[..., Any], calls: Iterable[Sequence[Any] | Mapping[str, Any]]
+        self,
+        known: Known,
+        plan: Plan,
+        function: Callable[..., Any],
+        calls: Iterable[Sequence[Any] | Mapping[str, Any]],
     ) -> list[TaskHandle[Any]]:
         if not isinstance(calls, Iterable):
             raise ValidationError(f"enqueue_many takes the function and a list of calls, not {calls!r}")
@@ -234,8 +240,8 @@ class TaskQueue:
         size = 0
         try:
             for call in calls:
-                args, kwargs = ((), dict(call)) if isinstance(call, Mapping) else (_positional(call), {})
-                new = self._new_task(plan, function, args, kwargs)
+                args, kwargs = _arguments(call)
+                new = self._new_task(known, plan, function, args, kwargs)
                 size += len(new.task.payload or b"")
                 if len(chunk) == _CHUNK_TASKS or (chunk and size > _CHUNK_BYTES):
                     handles += await self._store(chunk, plan)
@@ -250,10 +256,10 @@ class TaskQueue:
         return handles
 
     def _new_task(
-        self, plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, known: Known, plan: Plan, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> NewTask:
-        name = self._calls.check(function, args, kwargs)
-        task_id, now = new_id(), utcnow()
+        known.check(args, kwargs)
+        task_id, name, now = new_id(), known.name, utcnow()
         payload = self.serializer.encode_call(task_id, name, function, args, kwargs)
         if len(payload) > self.max_payload:
             raise PayloadTooLargeError(
@@ -347,12 +353,12 @@ class TaskQueue:
 class ConfiguredQueue:
     """A queue with options for what is enqueued through it; made by `TaskQueue.options`, and good for many calls."""
 
-    __slots__ = ("_plans", "_queue", "_values")
+    __slots__ = ("_last", "_queue", "_values")
 
     def __init__(self, queue: TaskQueue, values: Mapping[str, Any]) -> None:
         self._queue = queue
         self._values = values
-        self._plans: tuple[Callable[..., Any], Plan] | None = None
+        self._last: tuple[Callable[..., Any], Known, Plan] | None = None
 
     @overload
     async def enqueue(
@@ -362,21 +368,26 @@ class ConfiguredQueue:
     async def enqueue(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
     async def enqueue(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
         """As `TaskQueue.enqueue`, with these options; every keyword argument is the function's own."""
-        return await self._queue._enqueue(self._plan(function), function, args, kwargs)
+        return await self._queue._enqueue(*self._planned(function), function, args, kwargs)
 
     async def enqueue_many(
         self, function: Callable[..., Any], calls: Iterable[Sequence[Any] | Mapping[str, Any]]
     ) -> list[TaskHandle[Any]]:
         """As `TaskQueue.enqueue_many`, with these options."""
-        return await self._queue._enqueue_many(self._plan(function), function, calls)
+        return await self._queue._enqueue_many(*self._planned(function), function, calls)
 
-    def _plan(self, function: Callable[..., Any]) -> Plan:
-        if self._plans is None or self._plans[0] is not function:
-            self._plans = (function, self._queue._calls.plan(function, self._values))
-        return self._plans[1]
+    def _planned(self, function: Callable[..., Any]) -> tuple[Known, Plan]:
+        if self._last is None or self._last[0] is not function:
+            calls = self._queue._calls
+            self._last = (function, calls.known(function), calls.plan(function, self._values))
+        return self._last[1:]
 
 
-def _positional(call: Any) -> tuple[Any, ...]:
+def _arguments(call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if type(call) is tuple:
+        return call, {}
+    if isinstance(call, Mapping):
+        return (), dict(call)
     if not isinstance(call, (tuple, list)):
         raise ValidationError(f"each call is a tuple of arguments, or a dict of keyword arguments, not {call!r}")
-    return tuple(call)
+    return tuple(call), {}

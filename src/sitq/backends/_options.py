@@ -7,12 +7,11 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from sitq.core import Retry, TaskOptions
+from sitq.core import DEFAULT_OPTIONS, Retry, TaskOptions
 from sitq.exceptions import ValidationError
 
 __all__ = ["options_from", "options_text"]
 
-_DEFAULTS = TaskOptions()
 _LAST = 253_402_300_799.0  # the end of the year 9999: what is later, a float rounds out of the calendar
 
 
@@ -24,7 +23,7 @@ def options_text(options: TaskOptions) -> str | None:
         "retry": options.retry and [options.retry.max_attempts, options.retry.base, options.retry.cap],
         "unique": options.unique,
         "unique_for": options.unique_for,
-        "executor": None if options.executor == _DEFAULTS.executor else options.executor,
+        "executor": None if options.executor == DEFAULT_OPTIONS.executor else options.executor,
         "retention": options.retention,
         "context": dict(options.context) or None,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from sitq.backends._options import options_from, options_text
 from sitq.backends._view import clean, expired_result
-from sitq.core import Reason, ReservedTask, Result, Status, Task, TaskOptions
+from sitq.core import DEFAULT_OPTIONS, Reason, ReservedTask, Result, Status, Task
 from sitq.exceptions import ValidationError
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
 NewRow = tuple[Any, ...]
 STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
 STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
-_DEFAULTS = TaskOptions()
 
 
 def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
@@ -35,7 +34,7 @@ def new_row(task: Task) -> NewRow:
     key, its seconds, payload. Raises `ValidationError` for what no row can hold.
     """  # noqa: D205
     options = task.options
-    if options is None or options == _DEFAULTS:
+    if options is None or options is DEFAULT_OPTIONS or options == DEFAULT_OPTIONS:
         return (
             task.id, "default", 0, task.created_at, task.eta, task.name, None, None, None, None, None, task.payload,
         )  # fmt: skip

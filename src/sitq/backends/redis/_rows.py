@@ -15,6 +15,7 @@ from sitq.backends._options import options_from, options_text
 from sitq.backends._view import clean, expired_result
 from sitq.core import (
     CRASHED,
+    DEFAULT_OPTIONS,
     Held,
     Outcome,
     OutcomeKind,
@@ -23,7 +24,6 @@ from sitq.core import (
     Result,
     Status,
     Task,
-    TaskOptions,
     WorkerInfo,
 )
 from sitq.exceptions import ValidationError
@@ -39,7 +39,6 @@ _BY_CODE: Mapping[bytes, Status] = {code.encode(): status for status, code in ST
 _FENCE_BITS = 22
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_DEFAULTS = TaskOptions()
 _EXPIRED = b"x"
 
 Row = Sequence[Any]
@@ -71,7 +70,7 @@ def task_arguments(task: Task) -> tuple[Any, ...]:
     created = max(stamp(task.created_at) or 0, 0)
     eta = "" if task.eta is None else max(stamp(task.eta) or 0, 0)
     options, payload = task.options, task.payload or b""
-    if options is None or options == _DEFAULTS:
+    if options is None or options is DEFAULT_OPTIONS or options == DEFAULT_OPTIONS:
         return (task.id, "default", 0, created, eta, task.name, "", "", "", "", "", payload)
     if not 0 <= options.priority <= 9:
         raise ValidationError(f"a priority is a number from 0 to 9, not {options.priority!r}")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sitq.backends._options import options_from, options_text
 from sitq.backends._view import clean, expired_result
 from sitq.backends.sqlite._clock import Clock
-from sitq.core import Reason, ReservedTask, Result, Status, Task, TaskOptions
+from sitq.core import DEFAULT_OPTIONS, Reason, ReservedTask, Result, Status, Task
 from sitq.exceptions import ValidationError
 
 __all__ = [
@@ -23,7 +23,6 @@ NewRow = tuple[Any, ...]
 T = TypeVar("T", bound=Task)
 STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
 STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
-_DEFAULTS = TaskOptions()
 _FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)  # in every time zone
 
 INSERT = """
@@ -64,7 +63,7 @@ def new_row(task: Task, now: float) -> NewRow:
     created = task.created_at.timestamp()
     due = created if task.eta is None else max(created, task.eta.timestamp())
     options = task.options
-    if options is None or options == _DEFAULTS:
+    if options is None or options is DEFAULT_OPTIONS or options == DEFAULT_OPTIONS:
         return (task.id, "default", 0, due, created, task.name, None, None, None, None, None, task.payload)
     if not 0 <= options.priority <= 9:
         raise ValidationError(f"a priority is a number from 0 to 9, not {options.priority!r}")
