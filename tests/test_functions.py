@@ -193,6 +193,20 @@ def test_the_average_stays_among_what_was_seen(durations: list[float]) -> None:
     assert average <= max(durations) * (1 + 1e-9) + 1e-12
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_attempts": 0}, {"max_attempts": -1}, {"max_attempts": 1.5}, {"max_attempts": True},
+        {"base": -1}, {"base": float("nan")}, {"base": "1"}, {"base": True},
+        {"cap": -1}, {"cap": float("nan")}, {"cap": float("inf")}, {"cap": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_retry_that_cannot_be_is_refused_where_it_is_written(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(values))):
+        Retry(**values)
+
+
 # --- the public face --------------------------------------------------------------------------------------------------
 
 

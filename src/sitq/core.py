@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from sitq.exceptions import LONGEST, ValidationError
+
 __all__ = [
     "DEFAULT_OPTIONS",
     "OPERATOR_MOVES",
@@ -95,12 +97,21 @@ class Retry:
     """How often a task may be attempted, and the backoff between attempts, in seconds.
 
     Plain data: the delay before attempt n + 1 is drawn evenly from 0 to `min(cap, base * 2 ** (n - 1))`. Rules by
-    exception type belong to `@task`.
+    exception type belong to `@task`. Raises `ValidationError` for less than one attempt, and for a `base` or `cap` that
+    is not from 0 to 100 years.
     """
 
     max_attempts: int = 3
     base: float = 1.0
     cap: float = 300.0
+
+    def __post_init__(self) -> None:
+        if type(self.max_attempts) is not int or self.max_attempts < 1:
+            raise ValidationError(f"max_attempts of a retry is a whole number, at least 1, not {self.max_attempts!r}")
+        seconds: dict[str, Any] = {"base": self.base, "cap": self.cap}
+        for name, value in seconds.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= LONGEST:
+                raise ValidationError(f"{name} of a retry is a number of seconds from 0 to 100 years, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ HOUR = 3600.0
 async def test_it_is_due_now(store: str, waits: str, tmp_path: Path) -> None:
     async with STORES[store](tmp_path) as backend:
         queue = TaskQueue(backend)
-        task_id = await queue.options(delay=HOUR if waits == "scheduled" else None).enqueue(print)
+        task_id = await queue.options(delay=HOUR if waits == "scheduled" else 0).enqueue(print)
         if waits == "deferred":
             (task,) = await backend.reserve_task("w")
             await backend.settle([Outcome.deferred(task_id, task.fence, HOUR)])
