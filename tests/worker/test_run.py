@@ -166,6 +166,21 @@ async def test_whatever_a_task_raises_the_worker_goes_on(queue: TaskQueue, funct
         assert await (await queue.enqueue(note, "on")).result(timeout=60) == "on"
 
 
+async def swallows() -> str:
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        return "kept"
+    return "slept"
+
+
+async def test_a_task_that_swallows_its_timeout_and_returns_has_succeeded(queue: TaskQueue) -> None:
+    async with Worker(queue):
+        result = await queue.get_result(await queue.options(timeout=0.05).enqueue(swallows), timeout=60)
+    assert result is not None
+    assert (result.status, result.value, result.reason) == ("success", "kept", None)
+
+
 async def test_a_due_task_starts_and_not_before(queue: TaskQueue) -> None:
     due = datetime.now(UTC) + timedelta(seconds=0.2)
     async with Worker(queue):
