@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sitq._group_commit import MAX_BYTES, MAX_OPERATIONS, CommitThread, Lane, Lanes, Operation
 from sitq.exceptions import BackendError
+from waiting import until
 
 
 class Store:
@@ -282,8 +283,10 @@ async def test_a_pause_waits_for_the_batch_and_holds_up_the_next() -> None:
         assert await second == "did b"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_thread_that_dies_leaves_nobody_waiting() -> None:
+async def test_a_thread_that_dies_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    died: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+
     class Dying(Store):
         def tidy(self) -> None:
             raise SystemExit  # which nothing catches
@@ -298,3 +301,4 @@ async def test_a_thread_that_dies_leaves_nobody_waiting() -> None:
         found = await asyncio.gather(*answers, return_exceptions=True)
     assert found[0] == "did 0"
     assert ["connect to it again" in str(answer) for answer in found[1:]] == [True, True]
+    await until(lambda: len(died) == 1, "the end of the thread")

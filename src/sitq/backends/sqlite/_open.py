@@ -52,10 +52,14 @@ def connect(path: str, timeout: float) -> sqlite3.Connection:
     """Connect to a database that exists."""
     uri = path if path == ":memory:" else f"{Path(path).as_uri()}?mode=rw"
     connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
-    connection.execute("PRAGMA cache_size = -16000")
-    connection.execute("PRAGMA mmap_size = 0")
-    connection.execute("PRAGMA temp_store = MEMORY")
+    try:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA cache_size = -16000")
+        connection.execute("PRAGMA mmap_size = 0")
+        connection.execute("PRAGMA temp_store = MEMORY")
+    except BaseException:  # no database, or locked by somebody
+        connection.close()
+        raise
     return connection
 
 
