@@ -110,9 +110,10 @@ def reserve(connection: sqlite3.Connection, limit: int) -> list[tuple[Any, ...]]
     return connection.execute(RESERVE, values | {"worker": f"raw-{os.getpid()}"}).fetchall()
 
 
-def ends(reserved: list[tuple[Any, ...]], value: bytes = _RESULT) -> list[tuple[Any, ...]]:
+def ends(reserved: list[tuple[Any, ...]], started: float | None = None) -> list[tuple[Any, ...]]:
     """Return the values by which the store completes reserved tasks."""
     now = time.time()
     return [
-        (now, _DAY, 2, "success", value, None, None, None, 1, row[6], now, now, row[0], row[12]) for row in reserved
+        (2, now, _DAY, now, "success", _RESULT, None, None, None, 1, row[6], started or now, now, row[0], row[12])
+        for row in reserved
     ]

@@ -45,7 +45,7 @@ def main() -> None:
             connection.execute("COMMIT")
             started = time.monotonic()
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(raw.END, [(*v[:10], started, *v[11:]) for v in raw.ends(reserved)])
+            connection.executemany(raw.END, raw.ends(reserved, started))
             connection.execute("COMMIT")
             os.pwrite(done, b"changed\n", 0)
 
