@@ -59,6 +59,11 @@ def test_queued_tasks_are_cancelled_and_running_ones_asked(cli: Cli, ids: dict[s
     assert phase(cli, ids["ready"]) == "cancelled"
 
 
+def test_what_only_runs_is_said_to_be_asked(cli: Cli, ids: dict[str, str]) -> None:
+    assert cli("cancel", ids["running"]).out == "1 task asked to stop\n"
+    assert cli("cancel", "--queue", "nowhere").out == "0 tasks cancelled\n"
+
+
 def test_a_finished_task_cannot_be_cancelled(cli: Cli, ids: dict[str, str]) -> None:
     assert "it has finished" in cli("cancel", ids["completed"], code=1).err
 
@@ -90,6 +95,14 @@ def test_a_queue_is_paused_and_resumed(cli: Cli, ids: dict[str, str], columns: i
     assert cli("why", ids["ready"], "--json").data["why"][0]["code"] != "paused"
     assert cli("pause", "mail", "--json").data == {"queue": "mail", "paused": True}
     assert cli("resume", "mail", "--json").data == {"queue": "mail", "paused": False}
+
+
+def test_a_queue_nobody_knows_is_paused_with_a_hint(cli: Cli, ids: dict[str, str]) -> None:
+    answer = cli("pause", "nosuch")
+    assert answer.out == "queue nosuch is paused\n"
+    assert "no task and no worker knows the queue 'nosuch': there are again, default" in answer.err
+    assert cli("resume", "nosuch").err == ""
+    assert cli("pause", "mail").err == ""
 
 
 # --- purge ------------------------------------------------------------------------------------------------------------

@@ -66,7 +66,9 @@ def test_json_has_no_call(cli: Cli, ids: dict[str, str]) -> None:
 
 def test_a_moment_that_cannot_be_read_is_a_usage_error(cli: Cli) -> None:
     assert "write 10m, 2h, 1d" in cli("tasks", "--since", "yesterday", code=2).err
-    assert "spoiled" in cli("tasks", "--phase", "spoiled", code=2).err
+    error = cli("tasks", "--phase", "spoiled", code=2).err
+    assert "'spoiled' is none of scheduled, ready," in error
+    assert "Value error" not in error
 
 
 # --- one task ---------------------------------------------------------------------------------------------------------

@@ -143,23 +143,6 @@ async def test_a_running_task_is_cancelled(queue: TaskQueue, function: Any) -> N
     assert (result.status, result.reason, result.attempts) == ("failed", "cancelled", 1)
 
 
-async def swallows() -> str:
-    log.append("begun")
-    try:
-        await asyncio.sleep(60)
-    except asyncio.CancelledError:
-        return "kept"
-    return "slept"
-
-
-async def test_a_task_that_swallows_the_request_and_returns_has_succeeded(queue: TaskQueue) -> None:
-    async with Worker(queue, lease=1.0):
-        handle = await queue.enqueue(swallows)
-        await until(lambda: bool(log))
-        assert await queue.cancel(handle) == "requested"
-        assert await handle.result(timeout=60) == "kept"
-
-
 async def test_the_first_settle_wins_over_a_cancellation(queue: TaskQueue) -> None:
     handle = await queue.enqueue(finishes_anyway)
     async with Worker(queue):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -30,6 +31,7 @@ __all__ = [
     "YesOption",
     "confirmed",
     "console",
+    "one_of",
     "open_queue",
     "print_json",
     "reporting",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -76,6 +79,19 @@ def usage(message: str) -> NoReturn:
     """End the command: it was called in a way that makes no sense."""
     complain(message)
     raise typer.Exit(EXIT_USAGE)
+
+
+def one_of(words: type[E]) -> Callable[[str], E]:
+    """Return a parser of an option: typer's own says "Value error", and every word in quotes."""
+
+    def parse(text: str) -> E:
+        try:
+            return words(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is none of {', '.join(words)}") from None
+
+    parse.__name__ = words.__name__
+    return parse
 
 
 @contextmanager

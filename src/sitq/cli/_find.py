@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sitq.backends.base import Backend, Capability
-from sitq.cli._command import FailedError, usage
+from sitq.cli._command import FailedError, one_of, usage
 from sitq.cli._text import moment_before
 from sitq.core import Phase, Task, TaskFilter, utcnow
 
@@ -22,7 +22,7 @@ _LEAST = 4
 _NAMED = 5
 
 PhaseOption = Annotated[
-    Phase | None, typer.Option(metavar="PHASE", show_choices=False, help="ready, running, failed, quarantined, …")
+    Phase | None, typer.Option(metavar="PHASE", parser=one_of(Phase), help="ready, running, failed, quarantined, …")
 ]
 QueueOption = Annotated[str | None, typer.Option("--queue", "-q", metavar="NAME", help="Of this queue.")]
 NameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Of this function: module:function.")]

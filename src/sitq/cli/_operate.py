@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sitq.backends.base import Backend
+from sitq.backends.base import Backend, Capability
 from sitq.cli._command import (
     EXIT_FAILED,
     BackendOption,
@@ -160,14 +160,27 @@ async def _purge(store: Backend, which: TaskFilter | None) -> int:
 
 
 def _set_paused(queue: str, paused: bool, backend: str | None, as_json: bool) -> None:
-    async def work(_queue: TaskQueue, store: Backend) -> None:
+    async def work(_queue: TaskQueue, store: Backend) -> set[str] | None:
+        known = await _known_queues(store)
         await store.pause_queue(queue, paused)
+        return known
 
-    run(backend, work)
+    known = run(backend, work)
     if as_json:
         print_json({"queue": queue, "paused": paused})
     else:
         print(f"queue {queue} is {'paused' if paused else 'served again'}")
+    if known is not None and queue not in known:
+        there = f"there are {', '.join(sorted(known))}" if known else "there is none yet"
+        complain(f"no task and no worker knows the queue {queue!r}: {there}")
+
+
+async def _known_queues(store: Backend) -> set[str] | None:
+    """Return the queues that tasks and workers name; None where that cannot be asked."""
+    if Capability.INSPECT not in store.capabilities:
+        return None
+    named = {name for worker in await store.list_workers() for name in worker.queues or ()}
+    return named | {counts.queue for counts in await store.count_tasks()}
 
 
 # --- by id, or by filter ----------------------------------------------------------------------------------------------
@@ -215,9 +228,8 @@ def _report(answers: Answers, fine: Sequence[str], as_json: bool, why_not: str, 
         tasks: list[dict[str, Any]] = [{"id": task_id, "answer": answer} for task_id, answer in answers.items()]
         print_json({"tasks": tasks, "counts": numbers})
     else:
-        for answer in fine:
-            if numbers[answer] or answer == fine[0]:
-                print(f"{_tasks(numbers[answer])} {'asked to stop' if answer == Cancelled.REQUESTED else answer}")
+        for answer in [answer for answer in fine if numbers[answer]] or fine[:1]:
+            print(f"{_tasks(numbers[answer])} {'asked to stop' if answer == Cancelled.REQUESTED else answer}")
         for task_id in others[:_NAMED]:
             complain(f"{task_id} was left alone: {why_not}")
         if len(others) > _NAMED:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 import sitq
 from sitq._supervisor import is_supervised, join_supervisor, supervise
-from sitq.cli._command import EXIT_FAILED, console, reporting, usage
+from sitq.cli._command import EXIT_FAILED, console, one_of, reporting, usage
 from sitq.cli._logs import level_number, log_tasks, set_up_logging
 from sitq.cli._reload import run_reloading, worker_command
 from sitq.cli._serve import Share, ignore_signals, serve, shares, warn_of_unserved
@@ -82,8 +82,10 @@ _Poll = Annotated[float | None, typer.Option(metavar="S", min=0.001, help="Secon
 _MaxTasks = Annotated[int | None, typer.Option(metavar="N", min=1, help="Replace a process after N tasks.")]
 _MaxRss = Annotated[int | None, typer.Option(metavar="MIB", min=1, help="Replace a process that grew larger.")]
 _Reload = Annotated[bool, typer.Option("--reload", help="Restart when code changes (development).")]
-_Format = Annotated[LogFormat | None, typer.Option(help="Log lines (stderr).", metavar="text|json", show_choices=False)]
-_Level = Annotated[LogLevel, typer.Option(metavar="LEVEL", help="info: a line for each task.", show_choices=False)]
+_Format = Annotated[
+    LogFormat | None, typer.Option(help="Log lines (stderr).", metavar="text|json", parser=one_of(LogFormat))
+]
+_Level = Annotated[LogLevel, typer.Option(metavar="LEVEL", help="info: a line for each task.", parser=one_of(LogLevel))]
 _Uvloop = Annotated[bool, typer.Option("--uvloop", help="Run on uvloop.")]
 
 
