@@ -15,7 +15,6 @@ from typing import Any
 from sitq.exceptions import LONGEST, ValidationError
 
 __all__ = [
-    "DEFAULT_OPTIONS",
     "OPERATOR_MOVES",
     "Accepted",
     "Cancelled",
