@@ -33,6 +33,9 @@ logger = logging.getLogger("sitq")
 
 _NO_SETTINGS = TaskSettings()
 _NO_CHILD_DELAY = 5.0  # seconds
+_LONGEST_REASON = 500  # characters
+_LONGEST_ERROR = 10_000
+_LONGEST_TRACEBACK = 100_000
 
 
 class Run:
@@ -130,7 +133,8 @@ class Executor:
             settings = settings_of(call.function)
             return self.complete(run, await self.call(run, call))
         except Defer as wish:
-            return Outcome.released(run.reserved.id, run.reserved.fence, wish.delay, wish.reason and _utf8(wish.reason))
+            reason = wish.reason and _utf8(wish.reason)[:_LONGEST_REASON]
+            return Outcome.released(run.reserved.id, run.reserved.fence, wish.delay, reason)
         except Discard as wish:
             return self.fail(run, Reason.DISCARDED, _utf8(wish.reason) or "discarded by the task")
         except _Undecodable as verdict:
@@ -282,7 +286,7 @@ class Executor:
         delay = retry_delay(error, max(task.attempt, 1), retry, settings)
         run.error = error
         if delay is not None:
-            return Outcome.deferred(task.id, task.fence, delay, f"retry after {_describe(error)}"[:500])
+            return Outcome.deferred(task.id, task.fence, delay, f"retry after {_describe(error)}"[:_LONGEST_REASON])
         return self.fail(run, reason, _describe(error), error)
 
     def undecodable(self, run: Run, error: SerializationError) -> Outcome:
@@ -308,8 +312,8 @@ class Executor:
         result = Result(
             task_id=task.id,
             status="failed",
-            error=error,
-            traceback=_format(cause) if cause is not None else None,
+            error=_shortened(error, _LONGEST_ERROR),
+            traceback=_shortened(_format(cause), _LONGEST_TRACEBACK) if cause is not None else None,
             reason=reason,
             attempts=max(task.attempt, 1) - (run.started_at is None),
             enqueued_at=task.created_at,
@@ -370,6 +374,14 @@ def _describe(error: BaseException) -> str:
 def _utf8(text: str) -> str:
     """Return a text that any store and terminal can take: the name of a file may hold half a character."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _shortened(text: str, longest: int) -> str:
+    """Return a text without its middle if it is longer: what begins it says what, and what ends it says why."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
 
 
 def _format(error: BaseException) -> str:

@@ -166,6 +166,24 @@ async def test_whatever_a_task_raises_the_worker_goes_on(queue: TaskQueue, funct
         assert await (await queue.enqueue(note, "on")).result(timeout=60) == "on"
 
 
+async def fails_at_length() -> None:
+    raise ValueError("begun " + "x" * 3_000_000 + " ended")
+
+
+async def test_an_endless_error_is_kept_without_its_middle(queue: TaskQueue) -> None:
+    async with Worker(queue):
+        result = await queue.get_result(await queue.enqueue(fails_at_length), timeout=60)
+    assert result is not None
+    assert result.error is not None
+    assert result.traceback is not None
+    for text, longest in ((result.error, 10_000), (result.traceback, 100_000)):
+        assert longest < len(text) < longest + 50
+        assert "characters left out" in text
+        assert text.rstrip().endswith(" ended")
+    assert result.error.startswith("ValueError: begun ")
+    assert result.traceback.startswith("Traceback (most recent call last)")
+
+
 async def swallows() -> str:
     try:
         await asyncio.sleep(60)

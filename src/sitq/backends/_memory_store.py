@@ -15,14 +15,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from heapq import heappop, heappush
 
-from sitq.backends._view import expired_result
+from sitq.backends._view import RETENTION, expired_result
 from sitq.core import Result, Status, Task, TaskOptions, WorkerInfo
 from sitq.exceptions import TaskNotFoundError
 
-__all__ = ["RETENTION", "Row", "Store"]
-
-RETENTION = {Status.COMPLETED: 86_400.0, Status.FAILED: 7 * 86_400.0}
-"""How many seconds finished tasks are kept unless their options say otherwise."""
+__all__ = ["Row", "Store"]
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from sitq.backends._bytes import ByteBackend
-from sitq.backends._memory_store import RETENTION, Row, Store
-from sitq.backends._view import matches
+from sitq.backends._memory_store import Row, Store
+from sitq.backends._view import RETENTION, matches
 from sitq.backends.base import Capability, check_move
 from sitq.core import (
     CRASHED,
