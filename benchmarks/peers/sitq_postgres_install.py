@@ -1,0 +1,5 @@
+"""Installs sitq with its extra for PostgreSQL."""
+
+from sitq_install import install
+
+install("postgres")

@@ -1,0 +1,5 @@
+"""Installs sitq with its extra for Redis."""
+
+from sitq_install import install
+
+install("redis")
