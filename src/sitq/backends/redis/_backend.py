@@ -60,7 +60,10 @@ class RedisBackend(ByteBackend):
     survives a crash of the server is up to the server's own settings, which are read and logged at connect. `"full"`: a
     task is on the server's disk before its id is returned; what a worker settled may be lost by a crash, and then runs
     again. `"strict"`: that is on disk as well. Both need `appendonly yes`, and WAITAOF (Valkey, Redis 7.2) or
-    `appendfsync always`. No level survives a failover to a replica that had not heard of a write.
+    `appendfsync always`.
+
+    A failover to a replica loses what that had not heard of. With `replicas=1` or more, as many have a task before its
+    id is returned; with `"strict"` what a worker settled as well. While there are fewer, that fails.
 
     A server that evicts keys (`maxmemory-policy`) is refused unless that policy is named in `allow_eviction`. `timeout`
     is how many seconds an answer may take; `retry_timeout` is for how many seconds a call is repeated when the server
@@ -76,6 +79,7 @@ class RedisBackend(ByteBackend):
         *,
         namespace: str = "default",
         durability: str = "relaxed",
+        replicas: int = 0,
         allow_eviction: str | None = None,
         signing_keys: Mapping[str, bytes] | None = None,
         retry_timeout: float = 30.0,
@@ -83,12 +87,15 @@ class RedisBackend(ByteBackend):
     ) -> None:
         if durability not in DURABILITIES:
             raise ValidationError(f"durability is one of {', '.join(DURABILITIES)}, not {durability!r}")
+        if replicas < 0:
+            raise ValidationError(f"replicas is a number from 0, not {replicas!r}")
         if not namespace or any(character in "{}\n" for character in namespace):
             raise ValidationError(f"a namespace is a name without braces, not {namespace!r}")
         self._settings = Settings(
             url=normal_url(url),
             namespace=namespace,
             durability=durability,
+            replicas=replicas,
             allowed_policy=allow_eviction,
             retry_timeout=retry_timeout,
             timeout=timeout,
@@ -105,13 +112,14 @@ class RedisBackend(ByteBackend):
         `redis+cluster://user:password@host:6379,host:6379` finds the namespace's node of a cluster. By TLS it is
         `rediss+sentinel` and `rediss+cluster`.
 
-        The query takes `namespace`, `durability`, `allow_eviction`, `retry_timeout` and `timeout`; the rest of it is
-        redis-py's, such as `ssl_ca_certs`, and `sentinel_username`, `sentinel_password`.
+        The query takes `namespace`, `durability`, `replicas`, `allow_eviction`, `retry_timeout` and `timeout`; the rest
+        of it is redis-py's, such as `ssl_ca_certs`, and `sentinel_username`, `sentinel_password`.
         """
         url, _, text = url.partition("?")
         convert: dict[str, Callable[[str], Any]] = {
             "namespace": str,
             "durability": str,
+            "replicas": int,
             "allow_eviction": str,
             "retry_timeout": float,
             "timeout": float,

@@ -33,6 +33,7 @@ class Server:
     policy: str
     maxmemory: int
     used: int
+    replicas: int
     can_wait: bool
     """WAITAOF is there (Redis 7.2, Valkey)."""
 
@@ -64,6 +65,7 @@ async def read_server(line: Line) -> Server:
         policy=info.get("maxmemory_policy", "noeviction"),
         maxmemory=int(info.get("maxmemory", 0)),
         used=int(info.get("used_memory", 0)),
+        replicas=int(info.get("connected_slaves", 0)),
         can_wait=await _has_command(line, "WAITAOF"),
     )
 
@@ -134,6 +136,7 @@ def diagnose(server: Server, settings: Settings) -> list[Finding]:
         *_memory(server),
         Finding(name="role", value=server.role, verdict=Verdict.OK if server.role == "master" else Verdict.BAD,
                 advice="" if server.role == "master" else "it takes no writes: give the address of the primary"),
+        _replicas(server, settings),
         Finding(name="wake-up", value="by the server (pub/sub)"),
         Finding(name="clock", value="leases and due times use the server's clock"),
     ]  # fmt: skip
@@ -150,6 +153,16 @@ def _durability(server: Server, settings: Settings) -> Finding:
     what = "a task is" if level == "full" else "tasks and what became of them are"
     how = "every write" if server.fsync == "always" else "WAITAOF"
     return Finding(name="durability", value=f"{level}: {what} on the server's disk before anybody is told ({how})")
+
+
+def _replicas(server: Server, settings: Settings) -> Finding:
+    wanted, there = settings.replicas, server.replicas
+    told = f", of which {wanted} have a task before anybody is told" if wanted else ""
+    return Finding(
+        name="replicas", value=f"{there}{told}",
+        number=float(there), verdict=Verdict.BAD if there < wanted else Verdict.OK,
+        advice=f"nothing can be enqueued with replicas={wanted}: bring them back" if there < wanted else "",
+    )  # fmt: skip
 
 
 def _memory(server: Server) -> Iterator[Finding]:

@@ -24,7 +24,6 @@ __all__ = ["Call", "Line", "abandon", "connect"]
 _PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # seconds before a repeat, the last one again and again
 _MOVES = 5  # from node to node of a cluster, whatever the time; more of them mean that it does not know itself
 _SYNC_PATIENCE = 10.0  # seconds; with appendfsync everysec the disk has it after one
-_WAIT: tuple[Any, ...] = ("WAITAOF", 1, 0, round(_SYNC_PATIENCE * 1000))
 
 Call = tuple[str, Sequence[Any]]
 """An operation of the script: its name and its arguments."""
@@ -50,14 +49,17 @@ async def connect(connection: AbstractConnection) -> None:
 class Line:
     """One connection, made when it is needed and again when it is lost. The executor of a `CommitTask`.
 
-    `syncs` names the lanes whose batches wait until the server has written them to its disk.
+    `syncs` names the lanes whose batches wait: with `on_disk` until the server has written them to its disk, and until
+    as many replicas have them as the settings ask for.
     """
 
-    def __init__(self, settings: Settings, syncs: frozenset[Lane] = frozenset()) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.syncs = syncs
+        self.syncs: frozenset[Lane] = frozenset()
+        self.on_disk = False
+        self.patience = _SYNC_PATIENCE
         self.batches = 0
-        self._connection: AbstractConnection | None = None
+        self.connection: AbstractConnection | None = None
         self._run_id = b""
 
     async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
@@ -69,7 +71,7 @@ class Line:
             try:
                 answers = await self._run([operation.work for operation in batch], repeats > 0, sync)
             except (RedisError, OSError) as error:
-                here = getattr(self._connection, "host", "")
+                here = getattr(self.connection, "host", "")
                 await self.drop()
                 moves += isinstance(error, MovedError)
                 if isinstance(error, MovedError) and moves <= _MOVES:
@@ -104,28 +106,28 @@ class Line:
 
     async def drop(self) -> None:
         """Close the connection; the next batch makes a new one."""
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
             with suppress(RedisError, OSError):
                 await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
         """Close the connection and wait until it is closed."""
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
             with suppress(RedisError, OSError):
                 await connection.disconnect()
 
     def abandon(self) -> None:
         """Close the connection after its event loop."""
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
             abandon(connection)
 
     async def _connected(self) -> AbstractConnection:
-        connection = self._connection
+        connection = self.connection
         if connection is None:
-            connection = self._connection = await self.settings.connection()
+            connection = self.connection = await self.settings.connection()
             await connect(connection)
             with suppress(ResponseError):  # for CLIENT LIST; not everybody may
                 await connection.send_command("CLIENT", "SETNAME", "sitq")
@@ -152,25 +154,35 @@ class Line:
         if sync and again:  # what is found done came by another connection: write here, after it, and wait for that
             words += ("touch", 0)
         packed = [pack_command(tuple(words))]  # the connection's own, in Python, took a tenth of the time of a drain
-        if sync:
-            packed.append(pack_command(_WAIT))
+        waits = self._waits() if sync else []
+        packed += map(pack_command, waits)
         await connection.send_packed_command(packed)
         try:
             answers: list[Any] = await connection.read_response()
         except NoScriptError:
-            if sync:
+            for _ in waits:
                 await connection.read_response()
             await connection.send_command("SCRIPT", "LOAD", SCRIPT)
             await connection.read_response()
             return await self._run(calls, again, sync)
-        if sync:
-            synced = await connection.read_response(timeout=_SYNC_PATIENCE + self.settings.timeout)
-            if not synced or synced[0] < 1:
-                raise BackendError(
-                    f"{self.settings.where}: done, but not on the server's disk within {_SYNC_PATIENCE:g} seconds: "
-                    "look at its disk and its log"
-                )
+        for wait in waits:
+            reached = await connection.read_response(timeout=self.patience + self.settings.timeout)
+            self._check(wait, reached)
         for answer in answers:
             if isinstance(answer, Exception) and is_passing(answer):
                 raise answer  # a replica, for example: nothing was written
         return answers[: len(calls)]
+
+    def _waits(self) -> list[tuple[Any, ...]]:
+        patience = round(self.patience * 1000)
+        waits: list[tuple[Any, ...]] = [("WAITAOF", 1, 0, patience)] if self.on_disk else []
+        return [*waits, ("WAIT", self.settings.replicas, patience)] if self.settings.replicas else waits
+
+    def _check(self, words: tuple[Any, ...], reached: Any) -> None:
+        where, patience = self.settings.where, f"within {self.patience:g} seconds"
+        if words[0] == "WAIT" and reached < self.settings.replicas:
+            raise BackendError(
+                f"{where}: done, but only {reached} of {self.settings.replicas} replicas have it {patience}"
+            )
+        if words[0] == "WAITAOF" and (not reached or reached[0] < 1):
+            raise BackendError(f"{where}: done, but not on the server's disk {patience}: look at its disk and its log")

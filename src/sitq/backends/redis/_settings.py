@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 
 from sitq.exceptions import ValidationError
 
-__all__ = ["Settings", "normal_url"]
+__all__ = ["Address", "Settings", "normal_url"]
 
 _SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 _PORTS = {"": 6379, "cluster": 6379, "sentinel": 26379}
@@ -88,6 +88,7 @@ class Settings:
     allowed_policy: str | None
     retry_timeout: float
     timeout: float
+    replicas: int = 0
     address: Address | None = None  # of the node that has the namespace, in a cluster
     told: str = ""  # what the cluster said last, for messages
     turn: int = 0  # which node of a cluster to ask
@@ -128,7 +129,7 @@ class Settings:
         )  # fmt: skip
         options = pool.connection_kwargs
         if place.service:
-            options["host"], options["port"] = await _primary(place, options)
+            options["host"], options["port"] = await self._ask_once()
         elif self.address is not None:
             options["host"], options["port"] = self.address
         elif place.nodes:
@@ -138,21 +139,32 @@ class Settings:
         except TypeError as error:
             raise ValidationError(f"cannot use the options of {self.where} ({error})") from error
 
+    def sentinels(self) -> Sentinel:
+        """Return the sentinels. They are reached like the server: by TLS if that is."""
+        place = _read(self.url)
+        tls = {name: value for name, value in _options(place.url).items() if name.startswith("ssl_")}
+        patience = min(self.timeout, _SENTINEL_PATIENCE)
+        return Sentinel(  # type: ignore[no-untyped-call]
+            place.nodes,
+            sentinel_kwargs={
+                **tls, **place.login, "ssl": place.url.startswith("rediss:"), "protocol": 2,
+                "retry": Retry(NoBackoff(), 0), "socket_timeout": patience, "socket_connect_timeout": patience,
+            },
+        )  # fmt: skip
 
-async def _primary(place: _Place, options: Mapping[str, Any]) -> Address:
-    """Ask the sentinels, one after the other. They are reached like the server: by TLS if that is."""
-    patience = min(options["socket_timeout"], _SENTINEL_PATIENCE)
-    sentinel_options = {name: value for name, value in options.items() if name.startswith("ssl_")}
-    sentinels = Sentinel(  # type: ignore[no-untyped-call]
-        place.nodes,
-        sentinel_kwargs={
-            **sentinel_options, **place.login, "ssl": place.url.startswith("rediss:"), "protocol": 2,
-            "retry": Retry(NoBackoff(), 0), "socket_timeout": patience, "socket_connect_timeout": patience,
-        },
-    )  # fmt: skip
-    try:
-        host, port = await sentinels.discover_master(place.service)
+    async def primary(self, sentinels: Sentinel) -> Address:
+        """Ask the sentinels, one after the other, who is the primary."""
+        host, port = await sentinels.discover_master(_read(self.url).service)
         return host, port
-    finally:
-        for client in sentinels.sentinels:
-            await client.aclose()
+
+    async def _ask_once(self) -> Address:
+        sentinels = self.sentinels()
+        try:
+            return await self.primary(sentinels)
+        finally:
+            for client in sentinels.sentinels:
+                await client.aclose()
+
+
+def _options(url: str) -> dict[str, Any]:
+    return ConnectionPool.from_url(url).connection_kwargs

@@ -17,6 +17,7 @@ from sitq.backends.redis._link import Line
 from sitq.backends.redis._rows import result_from
 from sitq.backends.redis._settings import Settings
 from sitq.backends.redis._wait import Listener, ResultWait
+from sitq.backends.redis._watch import Watch
 from sitq.core import Result
 from sitq.exceptions import BackendError, SchemaError
 
@@ -40,6 +41,8 @@ class Store:
         self._reader = CommitTask(self._read_line, "sitq redis reader")
         self.listener = Listener(settings, f"{settings.prefix}:wake:{self.handle}")
         self.results = ResultWait(self.listener, self.read_results)
+        users = (self._write_line, self._read_line, self.listener)
+        self.watch = Watch(settings, lambda: [user.connection for user in users])
 
     async def open(self, *, create: bool) -> None:
         """Connect, and check that server and namespace are fit for use."""
@@ -54,9 +57,12 @@ class Store:
                 )
             if version == 0:
                 raise BackendError(f"{self.settings.where} has no namespace {self.settings.namespace}: check the name")
-            if check(await self.read_server(), self.settings):
+            self._write_line.on_disk = check(await self.read_server(), self.settings)
+            if self._write_line.on_disk or self.settings.replicas:
                 strict = self.settings.durability == "strict"
                 self._write_line.syncs = frozenset(Lane) if strict else frozenset({Lane.ACCEPT})
+            if self.settings.has_sentinels:
+                self.watch.start()
             self.is_open = True
 
     async def read_server(self) -> Server:
@@ -71,6 +77,7 @@ class Store:
 
     async def close(self) -> None:
         """Finish what was asked, and close all connections."""
+        await self.watch.close()
         await self.results.close()
         await self.listener.close()
         for task, line in ((self._writer, self._write_line), (self._reader, self._read_line)):
@@ -79,7 +86,7 @@ class Store:
 
     def abandon(self) -> None:
         """Let go of everything without a word: the event loop is gone."""
-        for part in (self.listener, self._write_line, self._read_line):
+        for part in (self.watch, self.listener, self._write_line, self._read_line):
             part.abandon()
 
     # --- operations ---------------------------------------------------------------------------------------------------

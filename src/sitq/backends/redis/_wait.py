@@ -41,7 +41,7 @@ class Listener:
         self._settings = settings
         self._channel = channel
         self._task: asyncio.Task[None] | None = None
-        self._connection: AbstractConnection | None = None
+        self.connection: AbstractConnection | None = None
 
     def start(self) -> None:
         """Begin to listen, unless that has begun."""
@@ -57,8 +57,8 @@ class Listener:
 
     def abandon(self) -> None:
         """Close the connection after its event loop."""
-        if self._connection is not None:
-            abandon(self._connection)
+        if self.connection is not None:
+            abandon(self.connection)
 
     async def _serve(self) -> None:
         while True:
@@ -69,7 +69,7 @@ class Listener:
             await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311 (others were cut off as well)
 
     async def _listen(self) -> None:
-        connection = self._connection = await self._settings.connection()
+        connection = self.connection = await self._settings.connection()
         try:
             await connect(connection)
             await connection.send_command("SUBSCRIBE", self._channel)
