@@ -7,8 +7,9 @@ import os
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from servers.postgres import KEYS, PostgresServer
 from servers.proxy import Proxy
@@ -30,11 +31,23 @@ async def note(log: str, key: str) -> str:
 
 
 class Ledger:
-    """Producers and a worker behind a proxy: `run` some faults, then `check` that nothing was lost."""
+    """Producers and a worker behind a proxy: `run` some faults, then `check` that nothing was lost.
 
-    def __init__(self, server: PostgresServer, durability: str = "full", schema: str = "sitq") -> None:
+    The proxy leads to `port`, or else to the server itself; `options` are the backend's.
+    """
+
+    def __init__(
+        self,
+        server: PostgresServer,
+        durability: str = "full",
+        schema: str = "sitq",
+        port: int | None = None,
+        options: Mapping[str, object] | None = None,
+    ) -> None:
         self.server = server
         self.durability = durability
+        self._port = port or server.port
+        self._options: dict[str, Any] = dict(options or {})
         self.acknowledged: list[str] = []
         self.done: list[str] = []
         self.refused = 0
@@ -54,9 +67,11 @@ class Ledger:
             await self._run(faults)
 
     async def _run(self, faults: Sequence[str]) -> None:
-        async with Proxy(self.server.port) as self.proxy:
+        async with Proxy(self._port) as self.proxy:
             url = self.server.url.replace(str(self.server.port), str(self.proxy.port))
-            backend = PostgresBackend(url, schema=self._schema, durability=self.durability, signing_keys=KEYS)
+            backend = PostgresBackend(
+                url, schema=self._schema, durability=self.durability, signing_keys=KEYS, **self._options
+            )
             async with TaskQueue(backend) as queue:
                 self._producing = [asyncio.create_task(self._produce(queue)) for _ in range(5)]
                 # What was reserved and not heard of comes back when its lease ends.

@@ -2,6 +2,7 @@
 
 `SITQ_TEST_POSTGRES_URL` names a server to use instead. Otherwise each process of the test run starts one of its own
 when the first test asks for it, and stops it at its end; `SITQ_TEST_POSTGRES_VERSION` is 18 (the default) or 16.
+With `SITQ_TEST_PGBOUNCER` the stores of the tests are reached through a PgBouncer in between.
 """
 
 from __future__ import annotations
@@ -18,17 +19,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 
 from sitq.backends.postgres import PostgresBackend
 
-__all__ = ["KEYS", "PostgresServer", "fresh_postgres", "postgres_url"]
+__all__ = [
+    "KEYS",
+    "POOLED",
+    "PostgresServer",
+    "die_with_parent",
+    "free_port",
+    "fresh_postgres",
+    "postgres_url",
+    "server_user",
+]
 
 ROOT = Path(__file__).parents[2]
 BINARIES = {"16": "pginstall", "18": "pginstall18"}
 DEADLINE = 60.0
 KEYS = {"tests": b"the tests sign with this"}
+POOLED: Mapping[str, object] = {"statement_cache_size": 0, "listen": False}
+"""The options of a `PostgresBackend` that polls through a pooler."""
 
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -47,11 +60,11 @@ class PostgresServer:
     def __init__(self, version: str | None = None, fsync: bool = False, settings: str = "") -> None:
         self.version = version or os.environ.get("SITQ_TEST_POSTGRES_VERSION", "18")
         self.folder = Path(tempfile.mkdtemp(prefix="sitq-postgres-"))
-        self._user = _server_user()
+        self._user = server_user()
         self._data = self.folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
-        self.port = _free_port()
+        self.port = free_port()
         self._binaries = _binaries(self.version, self.folder, self._user)
         if self._user is not None:
             os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
@@ -117,17 +130,17 @@ class PostgresServer:
         return subprocess.Popen(  # type: ignore[call-overload, no-any-return]
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
             env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C", "TZ": "UTC"}, **user,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 (one call, which takes no lock)
+            preexec_fn=die_with_parent,  # noqa: PLW1509 (one call, which takes no lock)
         )  # fmt: skip
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel end the server when the test process is killed (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
 
 
-def _server_user() -> pwd.struct_passwd | None:
+def server_user() -> pwd.struct_passwd | None:
     """Return whom to be instead of root, whom PostgreSQL refuses."""
     if os.getuid() != 0:
         return None
@@ -155,7 +168,8 @@ def _binaries(version: str, folder: Path, user: pwd.struct_passwd | None) -> Pat
     return copy / "bin"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -165,13 +179,31 @@ def _free_port() -> int:
 @cache
 def postgres_url() -> str:
     """Return the URL of the server of this test process, starting it if need be."""
-    named = os.environ.get("SITQ_TEST_POSTGRES_URL")
-    if named:
-        return named
+    url = os.environ.get("SITQ_TEST_POSTGRES_URL") or _start()
+    if _is_pooled():
+        _pooler(url)
+    return url
+
+
+def _start() -> str:
     server = PostgresServer()
     server.start()
     atexit.register(server.remove)
     return server.url
+
+
+def _is_pooled() -> bool:
+    return bool(os.environ.get("SITQ_TEST_PGBOUNCER"))
+
+
+@cache
+def _pooler(url: str) -> str:
+    """Return the URL of a pooler before a server, starting it if need be."""
+    from servers.pgbouncer import PgBouncer
+
+    pooler = PgBouncer(url)
+    atexit.register(pooler.remove)
+    return pooler.url
 
 
 _numbers = itertools.count()
@@ -180,4 +212,7 @@ _numbers = itertools.count()
 def fresh_postgres(**options: object) -> partial[PostgresBackend]:
     """Return what makes backends on one store of their own, empty at first: a schema nobody else uses."""
     schema = f"sitq_test_{os.getpid()}_{next(_numbers)}"
-    return partial(PostgresBackend, postgres_url(), schema=schema, signing_keys=KEYS, **options)  # type: ignore[arg-type]
+    url = postgres_url()
+    if _is_pooled():
+        url, options = _pooler(url), {**POOLED, **options}
+    return partial(PostgresBackend, url, schema=schema, signing_keys=KEYS, **options)  # type: ignore[arg-type]
