@@ -15,6 +15,8 @@ __all__ = ["draw", "main"]
 
 STORES = {
     "sitq": "SQLite, synced, results",
+    "sitq-postgres": "PostgreSQL, synced, results",
+    "sitq-redis": "Redis in memory, results",
     "huey-sqlite": "SQLite, synced, results",
     "honker": "SQLite, not synced, results",
     "litequeue": "SQLite, not synced, no results",
@@ -54,7 +56,7 @@ def draw(rates: dict[str, float]) -> str:
     ]
     for index, (name, rate) in enumerate(rates.items()):
         middle = _TOP + _ROW * index + 10
-        kind = "ours" if name == "sitq" else "bar"
+        kind = "ours" if name.startswith("sitq") else "bar"
         length = max(2.0, _BAR * rate / most)
         parts += [
             f'<text x="8" y="{middle}">{escape(name)}</text>',
