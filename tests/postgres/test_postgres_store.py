@@ -158,6 +158,21 @@ class TestMarks:
         last = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 40, marks))  # they ran dry: a full look
         assert [row[0] for row in last] == ["urgent"]
 
+    def test_few_tasks_are_looked_for_from_the_start(self) -> None:
+        """Unless eight full looks in a row were slow: then it is not the machine that was busy for a moment."""
+        marks = _reserve.Marks()
+        row: list[Any] = [None] * 21
+        row[3], row[4], row[7] = "default", 0, 1.0
+        for _ in range(7):
+            marks.note([row], 0.03, now=1000.0)
+        assert marks.lanes(1001.0, limit=10)
+        assert not marks.lanes(1001.0, limit=9)
+        marks.note([row], 0.012, now=1000.0)
+        assert marks.lanes(1000.4, limit=1)
+        assert not marks.lanes(1000.5, limit=1)
+        marks.note([row], 0.001, now=1000.0)
+        assert not marks.lanes(1000.0, limit=100)
+
     async def test_nothing_after_the_marks_is_a_full_look(self, backend: PostgresBackend) -> None:
         marks = _reserve.Marks()
         await backend.enqueue_tasks([new(str(n)) for n in range(20)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,7 +105,9 @@ LEFT JOIN reserved ON true
 """
 _QUEUE, _PRIORITY, _DUE, _SEQ = 3, 4, 7, 20
 _SLOW = 0.02  # seconds: until then the order is exact
+_SURELY_SLOW, _LOOKS = 0.01, 8  # seconds that each of so many looks took: not the machine's mood
 _BLIND = 2.0  # seconds
+_BLIND_FOR = 40  # times as long as the look took: one slow look in a hundred would be the p99
 _MANY = 10
 
 NEXT_WORK = f"""
@@ -157,40 +160,51 @@ class Marks:
 
     Where somebody holds an old snapshot, every task that has been handed out leaves an entry in the indexes that each
     reserve must step over: 40 ms for 100 tasks after 60,000, and growing (4 ms with marks). So when a full look has
-    become slow, the next ones for many tasks start where it ended, for twenty times as long as it took, two seconds at
-    most: what is put in front meanwhile (of a higher priority, given back, taken over) waits that long.
+    become slow, the next ones for many tasks start where it ended, for forty times as long as it took, two seconds at
+    most: what is put in front meanwhile (of a higher priority, given back, taken over) waits that long. For few tasks
+    they do so when eight full looks in a row were slow.
     """
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[str, int], Any] = {}
         self._until = 0.0
+        self._looks: deque[float] = deque(maxlen=_LOOKS)
 
-    def lanes(self, now: float) -> list[list[Any]]:
+    def lanes(self, now: float, limit: int = _MANY) -> list[list[Any]]:
         """Return queues, priorities and times to start from; nothing when it is time for a full look."""
-        if now >= self._until or not self._lanes:
+        if now >= self._until or not self._lanes or (limit < _MANY and not self._is_surely_slow()):
             return []
         return columns([(queue, priority, due) for (queue, priority), due in self._lanes.items()])
 
     def note(self, rows: Sequence[Any], took: float | None, now: float) -> None:
         """Note what was handed out, and how long a full look `took` (None: it was none)."""
         if took is not None:
+            self._looks.append(took)
             self._lanes.clear()
-            self._until = now + min(20 * took, _BLIND) if took > _SLOW else 0.0
+            is_slow = took > _SLOW or self._is_surely_slow()
+            self._until = now + min(_BLIND_FOR * took, _BLIND) if is_slow else 0.0
         for row in rows:
             self._lanes[row[_QUEUE], row[_PRIORITY]] = row[_DUE]  # they come in order
+
+    def run_dry(self) -> None:
+        """Have the next look be a full one."""
+        self._until = 0.0
+
+    def _is_surely_slow(self) -> bool:
+        return len(self._looks) == _LOOKS and min(self._looks) > _SURELY_SLOW
 
 
 async def reserve(tx: Tx, worker: WorkerInfo, limit: int, marks: Marks | None = None) -> list[Any]:
     """Reserve up to `limit` tasks, expired leases included; return rows for `reserved_from`, in order."""
     marks = marks or Marks()
     start = time.monotonic()
-    if limit >= _MANY and (lanes := marks.lanes(start)):
+    if lanes := marks.lanes(start, limit):
         rows = _in_order(await tx.write(QUICK, worker.id, worker.lease, limit, *lanes))
         if len(rows) == limit:
             marks.note(rows, None, start)
             return rows
-        if rows:  # the lanes are running dry
-            marks.note(rows, 0.0, start)
+        if rows:
+            marks.run_dry()
             return rows
     start = time.monotonic()
     found = await tx.write(RESERVE[worker.queues is not None], *worker_values(worker), limit)
