@@ -230,3 +230,13 @@ class IgnoresTheTransaction(MemoryBackend):
 
     async def enqueue_in(self, connection: Any, tasks: Sequence[NewTask]) -> list[Accepted]:
         return await self.enqueue_tasks(tasks)
+
+
+class RunsAgainAtTheOldTime(MemoryBackend):
+    """test_run_again_it_is_due_now"""
+
+    async def update_task_status(self, task_id: str, status: str) -> None:
+        due = self._store.rows[task_id].due
+        await super().update_task_status(task_id, status)
+        self._store.rows[task_id].due = due
+        self._store.arm(self._store.rows[task_id])

@@ -140,6 +140,16 @@ class CancelTests(Kit):
         assert await backend.settle([Outcome.deferred(task_id, task.fence, 0.0)]) == [True]
         assert (await self.stored(backend, task_id)).status == "queued"
 
+    @requires(Capability.DEFER)
+    async def test_run_again_it_is_due_now(self, backend: Backend) -> None:
+        """A task that was cancelled before its time and is queued again is due at once."""
+        task_id = await self.put_one(backend, eta=utcnow() + timedelta(seconds=LONG))
+        await backend.cancel_tasks([task_id])
+        await backend.update_task_status(task_id, "queued")
+        task = await self.take_one(backend)
+        assert task.id == task_id
+        assert task.eta is None or task.eta < utcnow() + timedelta(seconds=LONG / 2)
+
     @requires(Capability.LEASES)
     async def test_a_worker_stops_it(self, backend: Backend) -> None:
         """Through queue and worker: the running function is stopped and the task ends as cancelled."""

@@ -84,7 +84,7 @@ _RESET = ", ".join(
 _QUEUE = f"""
 {{begin}}, {_FLOOR}
 UPDATE {{s}}.sitq_tasks AS k SET status = 0, {_RAISE_FENCE}, worker_id = NULL, lease_until = NULL, reason = NULL,
-    cancel_requested = false, unique_key = $4::text, {_RESET}
+    due = least(k.due, t.now), cancel_requested = false, unique_key = $4::text, {_RESET}
 FROM floor, t WHERE k.id = $3
 """
 _REQUEST = "UPDATE {s}.sitq_tasks SET cancel_requested = true WHERE id = $1"
