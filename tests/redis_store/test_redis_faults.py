@@ -3,14 +3,19 @@
 `SITQ_REDIS_KILLS` says how often the server is killed; `scripts/slow redis` does it a hundred times.
 """
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from redis_store.keys import keys_out_of_place
 from redis_store.ledger import Ledger
+from servers.proxy import Proxy
 from servers.redis import RedisServer
+from sitq import TaskQueue
+from sitq.backends.redis import RedisBackend
+from sitq.core import Outcome, TaskFilter, WorkerInfo
 
 KILLS = int(os.environ.get("SITQ_REDIS_KILLS", "2"))
 SYNCED = ("--appendonly", "yes", "--appendfsync", "always")
@@ -34,6 +39,30 @@ async def test_kills_and_cuts_lose_nothing(synced: RedisServer) -> None:
 
 async def test_hung_connections_are_given_up(synced: RedisServer) -> None:
     await Ledger(synced, namespace="hung").run(["hang"])
+
+
+async def test_a_reservation_nobody_heard_of_is_handed_out_again(
+    server: RedisServer, make: Callable[..., RedisBackend]
+) -> None:
+    worker = WorkerInfo(id="w", lease=3600.0)
+    async with Proxy(server.port) as proxy, make() as direct, TaskQueue(direct) as queue:
+        url = f"redis://127.0.0.1:{proxy.port}/0"
+        async with make(url, retry_timeout=30.0) as backend:
+            await queue.enqueue_many(len, [("abc",)] * 3)
+            (held,) = await backend.reserve(worker, 1)
+            proxy.deafen()
+            reserving = asyncio.create_task(backend.reserve(worker, 1))
+            async with asyncio.timeout(60):
+                while len(await direct.list_tasks(TaskFilter(phase="running"))) < 2:  # noqa: ASYNC110 (elsewhere)
+                    await asyncio.sleep(0.01)
+            (running,) = (t for t in await direct.list_tasks(TaskFilter(phase="running")) if t.id != held.id)
+            proxy.mend()
+            (task,) = await reserving
+            assert task.id == running.id
+            assert task.attempt == 1
+            (other,) = await backend.reserve(worker, 2)  # and only that was
+            outcomes = [Outcome.released(t.id, t.fence) for t in (held, task, other)]
+            assert await backend.settle(outcomes) == [True] * 3
 
 
 async def test_the_ledger_would_notice(kind: str) -> None:

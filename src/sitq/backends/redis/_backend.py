@@ -214,7 +214,8 @@ class RedisBackend(ByteBackend):
         if worker.queues is not None and not queues:
             return []
         record, lease = worker_record(worker), micros(worker.lease)
-        arguments = (worker.id, lease, max_tasks, record, f"{store.handle}:{worker.id}", *queues)
+        waiter, reservation = f"{store.handle}:{worker.id}", f"{store.handle[:6]}{next(store.reservations):x}"
+        arguments = (worker.id, lease, max_tasks, record, waiter, reservation, *queues)
         rows = await store.call("reserve", arguments, unheard=give_back)
         return [reserved_from(row) for row in rows]
 

@@ -25,6 +25,8 @@ _PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # seconds before a repeat, the last 
 _MOVES = 5  # from node to node of a cluster, whatever the time; more of them mean that it does not know itself
 _SYNC_PATIENCE = 10.0  # seconds; with appendfsync everysec the disk has it after one
 
+_TOLD = frozenset({"accept", "reserve"})  # whether they are repeated: what they find may be their own work
+
 Call = tuple[str, Sequence[Any]]
 """An operation of the script: its name and its arguments."""
 
@@ -146,7 +148,7 @@ class Line:
         connection = await self._connected()
         words: list[Any] = ["EVALSHA", SHA, 1, self.settings.prefix, self._run_id, self.settings.offset]
         for name, arguments in calls:
-            if name == "accept":
+            if name in _TOLD:
                 words += (name, len(arguments) + 1, int(again))
             else:
                 words += (name, len(arguments))

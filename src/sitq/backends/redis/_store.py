@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ class Store:
         self.settings = settings
         self.handle = uuid4().hex[:12]
         self.is_open = False
+        self.reservations = itertools.count()
         self.pid = os.getpid()
         self._opening = asyncio.Lock()
         self._write_line, self._read_line = Line(settings), Line(settings)

@@ -123,7 +123,7 @@ end
 
 -- Give a task to a worker; one that runs already is taken over. Returns what is shown of it, or nothing when its worker
 -- died with a request to cancel unanswered.
-local function run(id, worker, lease_until)
+local function run(id, worker, lease_until, reservation)
   local key = TASK .. id
   local v = call('HMGET', key, unpack(SHOWN))
   if not v[1] then return nil end -- its safety time is over, or somebody deleted it
@@ -143,24 +143,51 @@ local function run(id, worker, lease_until)
   if v[8] then call('ZREM', EXPIRING, id) end
   local fe, fn = next_fence(v[12], v[13])
   v[1], v[9], v[10], v[12], v[13], v[14], v[15], v[19] = '1', attempt, crashes, fe, fn, worker, lease_until, int(now)
-  call('HSET', key, 's', '1', 'a', attempt, 'k', crashes, 'fe', fe, 'fn', fn, 'w', worker, 'l', lease_until, 'r', v[19])
+  call('HSET', key, 's', '1', 'a', attempt, 'k', crashes, 'fe', fe, 'fn', fn, 'w', worker, 'l', lease_until, 'r', v[19],
+    'rv', reservation)
   v[21] = id
   return v
 end
 
+local function renew(t, lease, progress)
+  local ends = int(now + lease)
+  if call('ZADD', LEASES, ends, t.id) == 1 then call('ZREM', READY .. t.q, rank(t)) end -- it had ended
+  call('HSET', t.key, 'l', ends)
+  if progress ~= '' then call('HSET', t.key, 'g', progress) end
+end
+
+-- What a reservation took whose answer was lost with the connection. Its leases begin anew.
+local function again(worker, lease, reservation)
+  local found = {}
+  for _, id in ipairs(call('SMEMBERS', HELD .. worker)) do
+    local key = TASK .. id
+    if call('HGET', key, 'rv') == reservation then
+      renew(load(id), lease, '')
+      found[#found + 1] = call('HMGET', key, unpack(SHOWN))
+      found[#found][21] = id
+    end
+  end
+  return found
+end
+
+-- `i`: is it a repeat? The worker, its lease, how many, its record, its waiter, the reservation's name, its queues.
 function ops.reserve(i, n)
-  local worker, lease, max = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+  local is_repeat = ARGV[i] == '1'
+  i, n = i + 1, n - 1
+  local worker, lease, max, reservation = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 5]
   call('HDEL', WAITING, ARGV[i + 4])
   keep_worker(worker, lease, ARGV[i + 3])
   tick()
-  local queues = n > 5 and { unpack(ARGV, i + 5, i + n - 1) } or call('SMEMBERS', QUEUES)
+  local found = is_repeat and again(worker, lease, reservation) or {}
+  if #found > 0 then return found end
+  local queues = n > 6 and { unpack(ARGV, i + 6, i + n - 1) } or call('SMEMBERS', QUEUES)
   queues = open(queues)
   local reserved, leases, ids, lease_until = {}, {}, {}, int(now + lease)
   while #queues > 0 and #reserved < max do
     local members = take(queues, math.min(max - #reserved, BATCH))
     for _, member in ipairs(members) do
       local id = string.sub(member, RANK + 1)
-      local shown = run(id, worker, lease_until)
+      local shown = run(id, worker, lease_until, reservation)
       if shown then
         reserved[#reserved + 1] = shown
         ids[#ids + 1] = id
@@ -212,13 +239,6 @@ function ops.settle(i, n)
 end
 
 -- --- leases ----------------------------------------------------------------------------------------------------------
-
-local function renew(t, lease, progress)
-  local ends = int(now + lease)
-  if call('ZADD', LEASES, ends, t.id) == 1 then call('ZREM', READY .. t.q, rank(t)) end -- it had ended
-  call('HSET', t.key, 'l', ends)
-  if progress ~= '' then call('HSET', t.key, 'g', progress) end
-end
 
 function ops.extend(i, n)
   local worker, lease = ARGV[i], tonumber(ARGV[i + 1])
