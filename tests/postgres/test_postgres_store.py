@@ -168,8 +168,8 @@ class TestMarks:
         assert marks.lanes(1001.0, limit=10)
         assert not marks.lanes(1001.0, limit=9)
         marks.note([row], 0.012, now=1000.0)
-        assert marks.lanes(1000.4, limit=1)
-        assert not marks.lanes(1000.5, limit=1)
+        assert marks.lanes(1001.1, limit=1)
+        assert not marks.lanes(1001.3, limit=1)
         marks.note([row], 0.001, now=1000.0)
         assert not marks.lanes(1000.0, limit=100)
 

@@ -107,7 +107,7 @@ _QUEUE, _PRIORITY, _DUE, _SEQ = 3, 4, 7, 20
 _SLOW = 0.02  # seconds: until then the order is exact
 _SURELY_SLOW, _LOOKS = 0.01, 8  # seconds that each of so many looks took: not the machine's mood
 _BLIND = 2.0  # seconds
-_BLIND_FOR = 40  # times as long as the look took: one slow look in a hundred would be the p99
+_BLIND_FOR = 100  # times as long as the look took: more often, and the slow looks were the p99
 _MANY = 10
 
 NEXT_WORK = f"""
@@ -160,9 +160,9 @@ class Marks:
 
     Where somebody holds an old snapshot, every task that has been handed out leaves an entry in the indexes that each
     reserve must step over: 40 ms for 100 tasks after 60,000, and growing (4 ms with marks). So when a full look has
-    become slow, the next ones for many tasks start where it ended, for forty times as long as it took, two seconds at
-    most: what is put in front meanwhile (of a higher priority, given back, taken over) waits that long. For few tasks
-    they do so when eight full looks in a row were slow.
+    become slow, the next ones for many tasks start where it ended, for a hundred times as long as it took, two seconds
+    at most: what is put in front meanwhile (of a higher priority, given back, taken over) waits that long. For few
+    tasks they do so when eight full looks in a row were slow.
     """
 
     def __init__(self) -> None:
