@@ -100,3 +100,14 @@ async def test_mistakes_are_told(watched: Watched) -> None:
         backend(watched.url.replace(f"/{SERVICE}", ""))
     with pytest.raises(ValidationError, match="port"):
         backend("redis+sentinel://host:port/shop")
+
+
+def test_a_loop_that_ended_without_a_word_leaves_nothing_open(watched: Watched) -> None:
+    backend = RedisBackend(watched.url, signing_keys=KEYS)
+    asyncio.run(backend.connect())
+
+    async def again() -> None:
+        await backend.connect()
+        await backend.close()
+
+    asyncio.run(again())
