@@ -66,7 +66,8 @@ RETURNING {TASK_COLUMNS}, false, k.payload, k.seq
 
 # First what is best over all lanes, without locks; then as many of each lane, locked, others' skipped: a worker that
 # comes at the same moment gets the next ones. A LIMIT with FOR UPDATE in a sub-select may lock more than it returns,
-# hence the materialized parts.
+# hence the materialized parts. The second look starts where the first one found something: what was handed out under
+# somebody's old snapshot is stepped over once.
 _RESERVE = f"""
 {{begin}}, LANES, {_END_EXPIRED}, {KEEP_WORKER}, cancelled AS MATERIALIZED (
     SELECT seq FROM {{s}}.sitq_tasks WHERE status = 1 AND lease_until <= (SELECT now FROM t) AND cancel_requested
@@ -84,10 +85,11 @@ _RESERVE = f"""
 ), chosen AS MATERIALIZED (
     SELECT * FROM candidate ORDER BY priority DESC, due, seq LIMIT $9
 ), share AS MATERIALIZED (
-    SELECT queue, priority, count(*) AS number FROM chosen WHERE NOT is_takeover GROUP BY queue, priority
+    SELECT queue, priority, min(due) AS due, count(*) AS number FROM chosen WHERE NOT is_takeover
+    GROUP BY queue, priority
 ), picked AS MATERIALIZED (
     SELECT c.seq FROM share AS l CROSS JOIN LATERAL (
-        SELECT k.seq FROM {{s}}.sitq_tasks AS k WHERE {_READY} ORDER BY k.due, k.seq LIMIT l.number
+        SELECT k.seq FROM {{s}}.sitq_tasks AS k WHERE {_READY} AND k.due >= l.due ORDER BY k.due, k.seq LIMIT l.number
         FOR UPDATE SKIP LOCKED
     ) AS c
     UNION ALL
