@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 
 from sitq.exceptions import ValidationError
 
-__all__ = ["Address", "Settings", "normal_url"]
+__all__ = ["Address", "Settings", "close_sentinels", "normal_url"]
 
 _SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 _PORTS = {"": 6379, "cluster": 6379, "sentinel": 26379}
@@ -162,8 +162,17 @@ class Settings:
         try:
             return await self.primary(sentinels)
         finally:
-            for client in sentinels.sentinels:
-                await client.aclose()
+            close_sentinels(sentinels)
+
+
+def close_sentinels(sentinels: Sentinel) -> None:
+    """Close the connections to sentinels: all of them, at once, so that no error and no cancelling comes between."""
+    for client in sentinels.sentinels:
+        pool: Any = client.connection_pool
+        for connection in (*pool._available_connections, *pool._in_use_connections):
+            writer, connection._writer, connection._reader = connection._writer, None, None
+            if writer is not None:
+                writer.transport.abort()
 
 
 def _options(url: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from sitq.backends.redis._link import abandon
-from sitq.backends.redis._settings import Address, Settings
+from sitq.backends.redis._settings import Address, Settings, close_sentinels
 
 __all__ = ["Watch"]
 
@@ -55,8 +55,7 @@ class Watch:
                         self._cut_all_but(await self._settings.primary(self._sentinels))
                         await asyncio.sleep(_EVERY)
             finally:
-                for client in self._sentinels.sentinels:
-                    await client.aclose()
+                close_sentinels(self._sentinels)
             await asyncio.sleep(_EVERY)
 
     def _cut_all_but(self, primary: Address) -> None:
