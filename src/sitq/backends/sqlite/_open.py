@@ -34,8 +34,8 @@ def retry_busy(action: Callable[[], T], timeout: float) -> T:
     """Repeat `action` while another connection is in the way, for `timeout` seconds in all.
 
     Jittered: SQLite's own waiting grows to 100 ms and lets whoever came last go first. A busy process leaves the file
-    alone for moments only, so the pauses are short and grow slowly, to 2 ms: two workers on one file drained 1.5 times as
-    much as one, where pauses that began at 0.5 ms and doubled within three made it 1.2 to 1.4 times.
+    alone for moments only, so the pauses are short and grow slowly, to 2 ms: two workers on one file drain 1.4 to 1.6
+    times what one does, and 1.2 to 1.4 times when the pauses begin at 0.5 ms and double with every third.
     """
     deadline = time.monotonic() + timeout
     pause = 0.00025
