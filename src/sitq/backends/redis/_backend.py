@@ -165,16 +165,19 @@ class RedisBackend(ByteBackend):
     async def _open(self, *, create: bool = True) -> Store:
         loop = asyncio.get_running_loop()
         store = self._stores.get(loop)
-        if store is None or store.pid != os.getpid():
+        if store is None or store.pid != os.getpid() or store.is_closed:
             self._forget_the_dead()
             store = self._stores[loop] = Store(self._settings)
         if not store.is_open:
             try:
                 await store.open(create=create)
             except BaseException:
-                self._stores.pop(loop, None)
+                if self._stores.get(loop) is store:
+                    del self._stores[loop]
                 await store.close()
                 raise
+        if store.is_closed:  # by whoever tried to open it before, and failed
+            return await self._open(create=create)
         return store
 
     def _forget_the_dead(self) -> None:

@@ -34,7 +34,7 @@ class Store:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.handle = uuid4().hex[:12]
-        self.is_open = False
+        self.is_open = self.is_closed = False
         self.reservations = itertools.count()
         self.pid = os.getpid()
         self._opening = asyncio.Lock()
@@ -47,25 +47,32 @@ class Store:
         self.watch = Watch(settings, lambda: [user.connection for user in users])
 
     async def open(self, *, create: bool) -> None:
-        """Connect, and check that server and namespace are fit for use."""
+        """Connect, and check that server and namespace are fit for use; one that was closed stays so."""
         async with self._opening:
-            if self.is_open:
+            if self.is_open or self.is_closed:
                 return
-            version = await self.call("open", (_VERSION,) if create else ())
-            if version > _VERSION:
-                raise SchemaError(
-                    f"the namespace {self.settings.namespace} was made by a newer sitq (version {version}, this one "
-                    f"knows {_VERSION}): upgrade sitq here"
-                )
-            if version == 0:
-                raise BackendError(f"{self.settings.where} has no namespace {self.settings.namespace}: check the name")
-            self._write_line.on_disk = check(await self.read_server(), self.settings)
-            if self._write_line.on_disk or self.settings.replicas:
-                strict = self.settings.durability == "strict"
-                self._write_line.syncs = frozenset(Lane) if strict else frozenset({Lane.ACCEPT})
-            if self.settings.has_sentinels:
-                self.watch.start()
+            try:
+                await self._enter(create=create)
+            except BaseException:
+                self.is_closed = True  # before the next one who waits to open it has a try
+                raise
             self.is_open = True
+
+    async def _enter(self, *, create: bool) -> None:
+        version = await self.call("open", (_VERSION,) if create else ())
+        if version > _VERSION:
+            raise SchemaError(
+                f"the namespace {self.settings.namespace} was made by a newer sitq (version {version}, this one "
+                f"knows {_VERSION}): upgrade sitq here"
+            )
+        if version == 0:
+            raise BackendError(f"{self.settings.where} has no namespace {self.settings.namespace}: check the name")
+        self._write_line.on_disk = check(await self.read_server(), self.settings)
+        if self._write_line.on_disk or self.settings.replicas:
+            strict = self.settings.durability == "strict"
+            self._write_line.syncs = frozenset(Lane) if strict else frozenset({Lane.ACCEPT})
+        if self.settings.has_sentinels:
+            self.watch.start()
 
     async def read_server(self) -> Server:
         """Ask the server how it is set up, on a connection for that alone."""
@@ -79,6 +86,8 @@ class Store:
 
     async def close(self) -> None:
         """Finish what was asked, and close all connections."""
+        async with self._opening:  # or what is being opened just now would stay open
+            self.is_open, self.is_closed = False, True
         await self.watch.close()
         await self.results.close()
         await self.listener.close()

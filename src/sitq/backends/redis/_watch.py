@@ -35,9 +35,9 @@ class Watch:
     async def close(self) -> None:
         """Watch no more."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        while task is not None and not task.done():
+            task.cancel()  # more than once: redis-py lost one that came while a sentinel was dying, in a run of ten
+            await asyncio.wait([task], timeout=_EVERY)
 
     def abandon(self) -> None:
         """Close the connections after their event loop."""
