@@ -11,6 +11,7 @@ from typing import Any
 
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as ConnectionLostError
 from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from sitq._group_commit import Lane, Operation
@@ -19,7 +20,7 @@ from sitq.backends.redis._scripts import SCRIPT, SHA
 from sitq.backends.redis._settings import Settings
 from sitq.exceptions import BackendError
 
-__all__ = ["Call", "Line", "abandon", "connect"]
+__all__ = ["Call", "Line", "abandon", "connect", "is_lost"]
 
 _PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # seconds before a repeat, the last one again and again
 _MOVES = 5  # from node to node of a cluster, whatever the time; more of them mean that it does not know itself
@@ -29,6 +30,11 @@ _TOLD = frozenset({"accept", "reserve"})  # whether they are repeated: what they
 
 Call = tuple[str, Sequence[Any]]
 """An operation of the script: its name and its arguments."""
+
+
+def is_lost(connection: AbstractConnection) -> bool:
+    """Say whether a connection was closed under its user; to write to it is an `AttributeError` in Python 3.12.1."""
+    return connection._writer is not None and connection._writer.transport.is_closing()
 
 
 def abandon(connection: AbstractConnection) -> None:
@@ -158,6 +164,8 @@ class Line:
         packed = [pack_command(tuple(words))]  # the connection's own, in Python, took a tenth of the time of a drain
         waits = self._waits() if sync else []
         packed += map(pack_command, waits)
+        if is_lost(connection):
+            raise ConnectionLostError("the connection was closed")
         await connection.send_packed_command(packed)
         try:
             answers: list[Any] = await connection.read_response()

@@ -17,7 +17,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from sitq.backends._results import Waiting
-from sitq.backends.redis._link import abandon, connect
+from sitq.backends.redis._link import abandon, connect, is_lost
 from sitq.backends.redis._settings import Settings
 from sitq.core import Result
 from sitq.exceptions import BackendError
@@ -82,7 +82,7 @@ class Listener:
                 if message is not None:
                     is_tested = False
                     self._hear(message)
-                elif is_tested:
+                elif is_tested or is_lost(connection):
                     return  # half open: the other side is gone and has not said so
                 else:
                     is_tested = True
