@@ -21,10 +21,14 @@ LEVEL = next((level for level in ("relaxed", "strict") if level in VARIANT), "fu
 queue = None
 
 
-async def setup(create):
+async def use(opened):
     global queue
-    queue = TaskQueue(SQLiteBackend(URL, durability=LEVEL))
+    queue = opened
     await queue.connect()
+
+
+async def setup(create):
+    await use(TaskQueue(SQLiteBackend(URL, durability=LEVEL)))
 
 
 async def enqueue(i):

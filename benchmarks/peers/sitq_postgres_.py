@@ -1,11 +1,14 @@
 """sitq on PostgreSQL.  Variants: (none) durability="full"; relaxed, strict; uvloop (may be combined: strict-uvloop).
 
-Payloads are not signed, as those of the others are not.
-`SITQ_SOURCE` names what pip installs: a checkout, unless the distribution is on an index.
+Payloads are not signed, as those of the others are not. `SITQ_SOURCE` as for SQLite, whose adapter does the rest.
 """
 
-from bench import URL, VARIANT, awork
-from sitq import CloudpickleSerializer, PostgresBackend, TaskQueue, Worker
+from adapters import sitq_
+from adapters.sitq_ import LEVEL, enqueue, enqueue_many, result, use, worker
+from bench import URL, VARIANT
+from sitq import CloudpickleSerializer, PostgresBackend, TaskQueue
+
+__all__ = ["enqueue", "enqueue_many", "result", "worker"]
 
 INFO = dict(
     packages=[],
@@ -18,32 +21,12 @@ INFO = dict(
     durability="PostgreSQL's; results without waiting for the disk",
 )
 BULK = "enqueue_many"
-LEVEL = next((level for level in ("relaxed", "strict") if level in VARIANT), "full")
-queue = None
 
 
 async def setup(create):
-    global queue
-    queue = TaskQueue(PostgresBackend(URL, durability=LEVEL), CloudpickleSerializer())
-    await queue.connect()
-
-
-async def enqueue(i):
-    return await queue.enqueue(awork, i)
-
-
-async def enqueue_many(ids):
-    await queue.enqueue_many(awork, [(i,) for i in ids])
-
-
-async def result(handle):
-    return await handle.result(30)
+    await use(TaskQueue(PostgresBackend(URL, durability=LEVEL), CloudpickleSerializer()))
 
 
 async def unfinished(n):
-    counts = await queue.backend.count_tasks()
-    return n - sum(c.phases.get("completed", 0) + c.phases.get("failed", 0) for c in counts)
-
-
-async def worker(c):
-    await Worker(queue, max_concurrency=c).start()
+    counts = await sitq_.queue.backend.count_tasks()
+    return n - sum(queue.phases.get(phase, 0) for queue in counts for phase in ("completed", "failed"))

@@ -1,11 +1,14 @@
 """sitq on Redis.  Variants: (none) durability="relaxed", no log; aof: "full"; uvloop (may be combined: aof-uvloop).
 
-Payloads are not signed, as those of the others are not.
-`SITQ_SOURCE` names what pip installs: a checkout, unless the distribution is on an index.
+Payloads are not signed, as those of the others are not. `SITQ_SOURCE` as for SQLite, whose adapter does the rest.
 """
 
-from bench import URL, VARIANT, awork
-from sitq import CloudpickleSerializer, RedisBackend, TaskQueue, Worker
+from adapters import sitq_
+from adapters.sitq_ import enqueue, enqueue_many, result, use, worker
+from bench import URL, VARIANT
+from sitq import CloudpickleSerializer, RedisBackend, TaskQueue
+
+__all__ = ["enqueue", "enqueue_many", "result", "worker"]
 
 INFO = dict(
     packages=[],
@@ -19,31 +22,12 @@ INFO = dict(
 )
 BULK = "enqueue_many"
 LEVEL = "full" if "aof" in VARIANT else "relaxed"
-queue = None
 
 
 async def setup(create):
-    global queue
-    queue = TaskQueue(RedisBackend(URL, durability=LEVEL), CloudpickleSerializer())
-    await queue.connect()
-
-
-async def enqueue(i):
-    return await queue.enqueue(awork, i)
-
-
-async def enqueue_many(ids):
-    await queue.enqueue_many(awork, [(i,) for i in ids])
-
-
-async def result(handle):
-    return await handle.result(30)
+    await use(TaskQueue(RedisBackend(URL, durability=LEVEL), CloudpickleSerializer()))
 
 
 async def unfinished(n):
-    counts = await queue.backend.count_tasks()
-    return n - sum(c.phases.get("completed", 0) + c.phases.get("failed", 0) for c in counts)
-
-
-async def worker(c):
-    await Worker(queue, max_concurrency=c).start()
+    counts = await sitq_.queue.backend.count_tasks()
+    return n - sum(queue.phases.get(phase, 0) for queue in counts for phase in ("completed", "failed"))

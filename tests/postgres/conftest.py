@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from servers.postgres import fresh_postgres, postgres_url
+from servers.postgres import PostgresServer, fresh_postgres, postgres_url
 from sitq.backends.postgres import PostgresBackend
 
 
@@ -16,6 +16,15 @@ from sitq.backends.postgres import PostgresBackend
 def server() -> str:
     """Start the server of this process before the first test counts its child processes; return its URL."""
     return postgres_url()
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresServer]:
+    """Start a server that may crash."""
+    server = PostgresServer(fsync=True)
+    server.start()
+    yield server
+    server.remove()
 
 
 @pytest.fixture

@@ -14,15 +14,6 @@ from sitq.backends.postgres import _connect
 
 
 @pytest.fixture(scope="module")
-def own_server() -> Iterator[PostgresServer]:
-    """Start a server that may crash."""
-    server = PostgresServer(fsync=True)
-    server.start()
-    yield server
-    server.remove()
-
-
-@pytest.fixture(scope="module")
 def pooler(own_server: PostgresServer) -> Iterator[PgBouncer]:
     """Start a pooler that may be killed."""
     pooler = PgBouncer(own_server.url)

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import psycopg
@@ -24,15 +24,6 @@ WORKER = WorkerInfo(id="w", lease=3600.0)
 
 def double(number: int) -> int:
     return number * 2
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[PostgresServer]:
-    """Start a server that may crash."""
-    server = PostgresServer(fsync=True)
-    server.start()
-    yield server
-    server.remove()
 
 
 @pytest.fixture

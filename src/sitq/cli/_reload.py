@@ -60,7 +60,7 @@ def run_reloading(command: Sequence[str], folder: Path) -> int:
         child.start()
         stamps = python_files(folder)
         while not child.stopping:
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_LOOK_EVERY)  # this process does nothing else, and a signal ends the sleep
             now = python_files(folder)
             files, stamps = changed(stamps, now), now
             if files and not child.stopping:

@@ -71,6 +71,8 @@ class Kit:
     model_divisor = 1
     """A slow store takes this many times fewer steps in the model test (2,000 by default)."""
 
+    # Hooks an author may give. The suite asks `claims` whether one is overridden, and calls only those that are.
+
     def advance(self, backend: Backend, seconds: float) -> None:
         """Move the store's clock ahead. Without this hook the suite lets short real times pass instead."""
         raise NotImplementedError

@@ -252,7 +252,7 @@ class SQLiteBackend(ByteBackend):
 
         async def next_work(jitter: float) -> float | None:
             def look(connection: sqlite3.Connection) -> float | None:
-                time.sleep(jitter)
+                time.sleep(jitter)  # in the reader's thread: an event loop would make a whole millisecond of it
                 return _work.next_work(connection, worker, self._clock)
 
             return await store.read(look)

@@ -45,6 +45,7 @@ def retry_busy(action: Callable[[], T], timeout: float) -> T:
         except sqlite3.OperationalError as error:
             if not is_busy(error) or time.monotonic() >= deadline:
                 raise
+        # SQLite tells nobody when the lock is free; the thread that sleeps is the store's own, not an event loop's.
         time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311
         pause = min(pause * 1.02, 0.002)
 
