@@ -100,7 +100,7 @@ def test_a_queue_is_paused_and_resumed(cli: Cli, ids: dict[str, str], columns: i
 def test_a_queue_nobody_knows_is_paused_with_a_hint(cli: Cli, ids: dict[str, str]) -> None:
     answer = cli("pause", "nosuch")
     assert answer.out == "queue nosuch is paused\n"
-    assert "no task and no worker knows the queue 'nosuch': there are again, default" in answer.err
+    assert "no task and no worker knows the queue 'nosuch': known are again, default" in answer.err
     assert cli("resume", "nosuch").err == ""
     assert cli("pause", "mail").err == ""
 

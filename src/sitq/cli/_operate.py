@@ -171,7 +171,7 @@ def _set_paused(queue: str, paused: bool, backend: str | None, as_json: bool) ->
     else:
         print(f"queue {queue} is {'paused' if paused else 'served again'}")
     if known is not None and queue not in known:
-        there = f"there are {', '.join(sorted(known))}" if known else "there is none yet"
+        there = f"known are {', '.join(sorted(known))}" if known else "there is none yet"
         complain(f"no task and no worker knows the queue {queue!r}: {there}")
 
 
