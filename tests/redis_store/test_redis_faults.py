@@ -6,6 +6,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -63,6 +64,24 @@ async def test_a_reservation_nobody_heard_of_is_handed_out_again(
             (other,) = await backend.reserve(worker, 2)  # and only that was
             outcomes = [Outcome.released(t.id, t.fence) for t in (held, task, other)]
             assert await backend.settle(outcomes) == [True] * 3
+
+
+async def test_closing_ends_although_the_driver_loses_a_cancellation(make: Callable[..., RedisBackend]) -> None:
+    backend = make()
+    async with backend:
+        listener = backend._stores[asyncio.get_running_loop()].listener
+        lost = asyncio.Event()
+
+        async def deaf() -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            lost.set()
+            await asyncio.Event().wait()
+
+        listener._listen = deaf  # type: ignore[method-assign]
+        listener.start()
+        await asyncio.sleep(0)
+    assert lost.is_set()
 
 
 async def test_the_ledger_would_notice(kind: str) -> None:

@@ -105,7 +105,7 @@ class FaultTests(Kit):
 
     async def _enqueue(self, queue: TaskQueue, key: str, names: list[str] | None) -> list[tuple[int, TaskHandle[int]]]:
         """Enqueue, once each; return those that were acknowledged, with their numbers."""
-        retry = Retry(max_attempts=2, base=0.01, cap=0.01)
+        retry = Retry(max_attempts=5, base=0.01, cap=0.01)  # a reservation nobody heard of counts as one
         configured = queue.options(retry=retry, queue=names[0] if names else "default")
         handles: list[tuple[int, TaskHandle[int]]] = []
         for number in range(6):

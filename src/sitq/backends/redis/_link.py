@@ -20,7 +20,7 @@ from sitq.backends.redis._scripts import SCRIPT, SHA
 from sitq.backends.redis._settings import Settings
 from sitq.exceptions import BackendError
 
-__all__ = ["Call", "Line", "abandon", "connect", "is_lost"]
+__all__ = ["Call", "Line", "abandon", "connect", "end", "is_lost"]
 
 _PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)  # seconds before a repeat, the last one again and again
 _MOVES = 5  # from node to node of a cluster, whatever the time; more of them mean that it does not know itself
@@ -30,6 +30,17 @@ _TOLD = frozenset({"accept", "reserve"})  # whether they are repeated: what they
 
 Call = tuple[str, Sequence[Any]]
 """An operation of the script: its name and its arguments."""
+
+
+async def end(task: asyncio.Task[None] | None) -> None:
+    """Cancel a task and wait for its end.
+
+    More than once: before Python 3.12 `asyncio.wait_for`, by which redis-py sends, loses a cancellation that meets a
+    result.
+    """
+    while task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
 
 
 def is_lost(connection: AbstractConnection) -> bool:

@@ -17,7 +17,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from sitq.backends._results import Waiting
-from sitq.backends.redis._link import abandon, connect, is_lost
+from sitq.backends.redis._link import abandon, connect, end, is_lost
 from sitq.backends.redis._settings import Settings
 from sitq.core import Result
 from sitq.exceptions import BackendError
@@ -51,9 +51,7 @@ class Listener:
     async def close(self) -> None:
         """Listen no more."""
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        await end(task)
 
     def abandon(self) -> None:
         """Close the connection after its event loop."""

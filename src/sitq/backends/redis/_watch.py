@@ -10,7 +10,7 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from sitq.backends.redis._link import abandon
+from sitq.backends.redis._link import abandon, end
 from sitq.backends.redis._settings import Address, Settings, close_sentinels
 
 __all__ = ["Watch"]
@@ -35,9 +35,7 @@ class Watch:
     async def close(self) -> None:
         """Watch no more."""
         task, self._task = self._task, None
-        while task is not None and not task.done():
-            task.cancel()  # more than once: redis-py lost one that came while a sentinel was dying, in a run of ten
-            await asyncio.wait([task], timeout=_EVERY)
+        await end(task)
 
     def abandon(self) -> None:
         """Close the connections after their event loop."""
