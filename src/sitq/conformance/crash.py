@@ -140,20 +140,23 @@ class CrashTests(Kit):
                 child.kill()
 
     async def _finish(self, backend: Backend, acknowledged: Path, until_stuck: bool = False) -> set[str]:
-        """Work until all acknowledged tasks have ended; return those that do not, when that takes too long.
+        """Work until all acknowledged tasks have ended; fail when none of them does for too long.
 
         With `until_stuck`, return as soon as only running tasks of dead workers are left.
         """
-        left = set(_lines(acknowledged))
+        left, stuck = set(_lines(acknowledged)), False
         async with TaskQueue(backend) as queue, Worker(queue, poll_interval=0.05):
 
-            async def done() -> bool:
+            async def goes_on(before: int) -> bool:
+                nonlocal stuck
                 tasks = [await self.stored(backend, task_id) for task_id in left]
-                left.intersection_update(task.id for task in tasks if task.status in ("queued", "running"))
-                stuck = bool(left) and all(_is_far(task.lease_expires_at) for task in tasks if task.id in left)
-                return not left or (until_stuck and stuck)
+                live = [task for task in tasks if task.status in ("queued", "running")]
+                left.intersection_update(task.id for task in live)
+                stuck = until_stuck and all(_is_far(task.lease_expires_at) for task in live)
+                return stuck or len(left) < before
 
-            await self.eventually(done)
+            while left and not stuck:
+                await self.eventually(partial(goes_on, len(left)))
         return left
 
 

@@ -11,6 +11,7 @@ import base64
 import os
 import pickle
 import sys
+from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from sitq.worker import Worker
 
 __all__: list[str] = []
 
+_AHEAD = 25  # tasks
+
 
 async def _drain(backend: Backend) -> None:
     async with backend:
@@ -32,12 +35,20 @@ async def _drain(backend: Backend) -> None:
 
 
 async def _produce(backend: Backend, acknowledged: str, runs: str) -> None:
-    """Enqueue without end; an id is in the ledger only once `enqueue` has returned it."""
+    """Enqueue without end; an id is in the ledger only once `enqueue` has returned it.
+
+    Not far ahead of the workers: over 200 kills the tasks in front of a slow store became more than could be worked off
+    in the end.
+    """
     async with TaskQueue(backend) as queue:
 
         async def lane() -> None:
+            ahead: deque[str] = deque()
             while True:
-                append_line(Path(acknowledged), await queue.enqueue(note, runs, 0.002))
+                if len(ahead) == _AHEAD:
+                    await queue.get_result(ahead.popleft(), timeout=1.0)
+                ahead.append(await queue.enqueue(note, runs, 0.002))
+                append_line(Path(acknowledged), ahead[-1])
 
         await asyncio.gather(*(lane() for _ in range(4)))
 
