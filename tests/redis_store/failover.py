@@ -19,7 +19,7 @@ FAILOVERS = int(os.environ.get("SITQ_REDIS_FAILOVERS", "1"))
 
 @pytest.fixture(scope="module")
 def watched(kind: str) -> Iterator[Watched]:
-    with Watched(kind, "--appendonly", "yes", "--appendfsync", "always") as watched:
+    with Watched(kind, "--appendonly", "yes", "--appendfsync", "always", down_after=1.0) as watched:
         yield watched
 
 

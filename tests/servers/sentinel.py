@@ -23,7 +23,7 @@ requirepass {own}
 sentinel sentinel-pass {own}
 sentinel monitor {service} 127.0.0.1 {primary} 2
 sentinel auth-pass {service} "{password}"
-sentinel down-after-milliseconds {service} 1000
+sentinel down-after-milliseconds {service} {down_after}
 sentinel failover-timeout {service} 3000
 """
 
@@ -31,13 +31,13 @@ sentinel failover-timeout {service} 3000
 class _Sentinel(RedisServer):
     PASSWORD = "of-the-sentinels"
 
-    def __init__(self, kind: str, primary: int) -> None:
+    def __init__(self, kind: str, primary: int, down_after: float) -> None:
         super().__init__(kind)
         self._file = self.folder / "sentinel.conf"
         self._file.write_text(
             _CONFIGURATION.format(
                 port=self.port, folder=self.folder, service=SERVICE, primary=primary, password=PASSWORD,
-                own=self.PASSWORD,
+                own=self.PASSWORD, down_after=round(down_after * 1000),
             )
         )  # fmt: skip
 
@@ -46,18 +46,25 @@ class _Sentinel(RedisServer):
 
 
 class Watched:
-    """Servers of which one is the primary; `fail` and `hand_over` make it another one."""
+    """Servers of which one is the primary; `fail` and `hand_over` make it another one.
 
-    def __init__(self, kind: str, *settings: str) -> None:
+    A server that does not answer for `down_after` seconds is dead. Where nothing is to fail that is long: on a busy
+    machine nothing answers for a second now and then.
+    """
+
+    def __init__(self, kind: str, *settings: str, down_after: float = 60.0) -> None:
         secrets = ("--requirepass", PASSWORD, "--masterauth", PASSWORD)
         # A replica is sent what is new at once, not what is on the primary's disk every second; nothing to wait for.
         self.servers = [RedisServer(kind, *secrets, "--repl-diskless-sync-delay", "0", *settings) for _ in range(2)]
-        self.sentinels = [_Sentinel(kind, self.servers[0].port) for _ in range(3)]
+        self.sentinels = [_Sentinel(kind, self.servers[0].port, down_after) for _ in range(3)]
 
     def __enter__(self) -> Self:
         try:
             self.servers[0].start()
             self.servers[1].start("--replicaof", "127.0.0.1", str(self.servers[0].port))
+            self._until(
+                lambda: self._has_replica(self.servers[0])
+            )  # or it is not found before the sentinels look again, in ten seconds
             for sentinel in self.sentinels:
                 sentinel.start()
             self.settle()
@@ -88,7 +95,7 @@ class Watched:
         """Kill the primary, and wait until the replica is one. Returns who died."""
         dead = self.primary
         dead.stop()
-        _until(lambda: self.primary is not dead)
+        self._until(lambda: self.primary is not dead)
         return dead
 
     def bring_back(self, dead: RedisServer) -> None:
@@ -100,17 +107,20 @@ class Watched:
         before = self.primary
         with self._ask(self.sentinels[0]) as sentinel:
             sentinel.execute_command("SENTINEL", "FAILOVER", SERVICE)
-        _until(lambda: self.primary is not before)
+        self._until(lambda: self.primary is not before)
         self.settle()
 
     def settle(self) -> None:
         """Wait until the replica has all, and every sentinel knows it and the others."""
-        _until(self._is_settled)
+        self._until(self._is_settled)
+
+    def _has_replica(self, primary: RedisServer) -> bool:
+        with self._ask(primary) as client:
+            return any(b"state=online" in line for line in _lines(client, "replication"))
 
     def _is_settled(self) -> bool:
-        with self._ask(self.primary) as primary:
-            if not any(b"state=online" in line for line in _lines(primary, "replication")):
-                return False
+        if not self._has_replica(self.primary):
+            return False
         for one in self.sentinels:
             with self._ask(one) as sentinel:
                 (line,) = [line for line in _lines(sentinel, "sentinel") if line.startswith(b"master0")]
@@ -122,6 +132,19 @@ class Watched:
                 return False
         return True
 
+    def _until(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                if is_so():
+                    return
+            except (redis.RedisError, ValueError):
+                pass
+            if time.monotonic() > deadline:
+                said = "\n".join(server.log[-2000:] for server in (*self.sentinels, *self.servers))
+                raise TimeoutError(f"the sentinels did not agree:\n{said}")
+            time.sleep(0.05)
+
     def _ask(self, server: RedisServer) -> redis.Redis:
         password = _Sentinel.PASSWORD if isinstance(server, _Sentinel) else PASSWORD
         client = redis.Redis(port=server.port, password=password, socket_timeout=5.0, protocol=2)
@@ -132,16 +155,3 @@ class Watched:
 def _lines(client: redis.Redis, section: str) -> list[bytes]:
     text: bytes = client.execute_command("INFO", section)  # type: ignore[no-untyped-call]
     return text.splitlines()
-
-
-def _until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            if is_so():
-                return
-        except (redis.RedisError, ValueError):
-            pass
-        if time.monotonic() > deadline:
-            raise TimeoutError("the sentinels did not agree")
-        time.sleep(0.05)
