@@ -41,6 +41,7 @@ _PURGE_EVERY = 60.0
 _PURGE_BATCH = 500
 _RESERVE_BATCH = 500
 _AFTER_INTERRUPT = 5.0
+_LET_START = 2  # turns of the event loop: in one a task starts, in the other the outcome of a short one is handed over
 _ACTIVE = (Phase.READY, Phase.RUNNING, Phase.STALLED, Phase.RETRYING)
 
 
@@ -247,6 +248,8 @@ class Session:
                 reserved = await self._backend.reserve(self.info, wanted)
                 if reserved:
                     self._take(reserved, asked)
+                    for _ in range(_LET_START):  # and then reserve in the transaction that settles them
+                        await asyncio.sleep(0)
                 elif self._until_empty and await self._is_empty():
                     self.request_stop()
                 elif not self._stopping:

@@ -37,26 +37,6 @@ class Held:
 # --- durability -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("durability", "accepting", "working"), [("relaxed", 1, 1), ("full", 2, 1), ("strict", 2, 2)])
-async def test_synchronous_by_durability(path: Path, durability: str, accepting: int, working: int) -> None:
-    async with SQLiteBackend(path, durability=durability) as backend:
-        levels: list[int] = []
-
-        def note(tx: Transaction) -> None:
-            levels.append(tx.connection.execute("PRAGMA synchronous").fetchone()[0])
-
-        await inside(backend, note)
-        hold = Held()
-        held = asyncio.create_task(inside(backend, hold))
-        await asyncio.to_thread(hold.inside.wait, 60)
-        both = asyncio.gather(backend.enqueue_tasks([new()]), inside(backend, note))
-        await asyncio.sleep(0)
-        hold.gate.set()
-        await asyncio.gather(held, both)
-        await inside(backend, note)
-    assert levels == [working, accepting, working]
-
-
 async def test_the_stronger_durability_holds_for_all_handles_of_a_process(path: Path) -> None:
     async with SQLiteBackend(path, durability="relaxed") as one, SQLiteBackend(path, durability="strict") as other:
         assert one._store is other._store
