@@ -180,7 +180,11 @@ def _deliver(answers: list[Answer]) -> None:
     by_loop: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
     for answer in answers:
         by_loop.setdefault(answer[0].loop, []).append(answer)
+    running = asyncio._get_running_loop()  # None in a thread of its own
     for loop, part in by_loop.items():
+        if loop is running:
+            _resolve(part)
+            continue
         try:
             loop.call_soon_threadsafe(_resolve, part)
         except RuntimeError:  # closed

@@ -77,7 +77,6 @@ class Line:
         self.syncs: frozenset[Lane] = frozenset()
         self.on_disk = False
         self.patience = _SYNC_PATIENCE
-        self.batches = 0
         self.connection: AbstractConnection | None = None
         self._run_id = b""
 
@@ -106,7 +105,6 @@ class Line:
                 await self.drop()
                 raise
             else:
-                self.batches += 1
                 return [self.explain(item) if isinstance(item, Exception) else item for item in answers]
 
     async def command(self, *words: Any) -> Any:

@@ -37,7 +37,7 @@ class Listener:
         self.heard = asyncio.Event()
         self.events: dict[str, asyncio.Event] = {}
         self.ended: Callable[[Sequence[str]], None] = lambda _: None
-        self.reconnects = 0
+        self.connects = 0
         self._settings = settings
         self._channel = channel
         self._task: asyncio.Task[None] | None = None
@@ -63,7 +63,6 @@ class Listener:
             with suppress(RedisError, OSError, StopIteration):
                 await self._listen()
             self.heard.clear()
-            self.reconnects += 1
             await asyncio.sleep(random.uniform(0.05, 0.2))  # noqa: S311 (others were cut off as well)
 
     async def _listen(self) -> None:
@@ -73,6 +72,7 @@ class Listener:
             await connection.send_command("SUBSCRIBE", self._channel)
             await connection.read_response()
             self.heard.set()
+            self.connects += 1
             self._look_again()
             is_tested = False
             while True:
@@ -107,10 +107,10 @@ class Listener:
 async def wait_for_work(
     listener: Listener, worker_id: str, look: Callable[[float], Awaitable[float | None]], timeout: float
 ) -> None:
-    """Return when `look` says that there is work, after `timeout` seconds at the latest.
+    """Return when `look` says that there is work, or the script gives a sign; after `timeout` seconds at the latest.
 
-    `look` takes for how long to leave word, and tells in how many seconds there may be work. It is asked again when the
-    script has given a sign, and after a reconnect.
+    `look` takes for how long to leave word, and tells in how many seconds there may be work. It is not asked again
+    after a sign, which would be a round trip more: a reserve that finds nothing leads to the next wait, and its look.
     """
     deadline = time.monotonic() + timeout
     event = listener.events.setdefault(worker_id, asyncio.Event())
@@ -120,6 +120,7 @@ async def wait_for_work(
         if left <= 0:
             return
         event.clear()
+        connects = listener.connects  # after a new one everybody looks again: what was said meanwhile is lost
         due_in = await look(left)
         if due_in is not None and due_in <= 0:
             return
@@ -129,6 +130,8 @@ async def wait_for_work(
         with suppress(TimeoutError):
             async with asyncio.timeout(max(left, 0)):
                 await event.wait()
+                if listener.connects == connects:
+                    return
 
 
 class ResultWait(Waiting):

@@ -114,11 +114,8 @@ end
 
 local EXPIRED = 'x' -- stands for a result whose words are put together when it is read
 
-local function cancelled(t)
-  return format(
-    '{"status":"failed","error":"cancelled","reason":"cancelled","attempts":%d,"enqueued_at":%s,"finished_at":%s}',
-    t.a, t.c, int(now)
-  )
+local function cancelled(t) -- the header of a result, as `_rows.py` writes it
+  return format('[0,%d,%s,null,%s,"cancelled","cancelled"]', t.a, t.c, int(now))
 end
 
 -- Tell those who wait for the result of a task.
@@ -135,20 +132,24 @@ local function expire_in(key, milliseconds)
   if milliseconds < 3e12 then call('PEXPIRE', key, int(milliseconds)) end -- a century is for ever
 end
 
--- Make a task completed or failed, for as long as its retention says. `...` are more fields to set.
-local function finish(t, status, why, ...)
-  leave(t)
+-- Write that a task is completed or failed, for as long as its retention says; return until when. `...` are more fields.
+local function close(t, status, why, ...)
   call('HSET', t.key, 's', status, 'w', '', 'l', '', 'why', why, 'wt', '', ...)
   local held_until = tonumber(t.uu or 0)
   local purge_at = math.max(now + (t.rt or RETENTION[status]) * SECOND, held_until)
   local left = (purge_at - now) / 1000 + SAFETY
-  call('ZADD', DONE, int(purge_at), t.id)
   expire_in(t.key, left)
   if t.u and call('GET', UNIQUE .. t.u) == t.id then
     if held_until <= now then call('DEL', UNIQUE .. t.u) else expire_in(UNIQUE .. t.u, left) end
   end
   tell(t)
   t.s = status
+  return int(purge_at)
+end
+
+local function finish(t, status, why, ...)
+  leave(t)
+  call('ZADD', DONE, close(t, status, why, ...), t.id)
 end
 
 local function end_cancelled(t) finish(t, '3', 'cancelled', 'e', cancelled(t), 'v', '') end

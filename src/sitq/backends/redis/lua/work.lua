@@ -212,14 +212,50 @@ end
 
 -- --- settle ----------------------------------------------------------------------------------------------------------
 
-local function settle_one(i)
+local ENDED = { 's', 'fe', 'fn', 'w', 'rt', 'u', 'uu', 'wt' } -- what the end of a running task needs
+
+-- Take tasks that ran out of the sets they ran in, and into DONE: together, which saves a third of a settle.
+local function move_ended(tasks)
+  for from = 1, #tasks, BATCH do
+    local ids, held, done = {}, {}, {}
+    for k = from, math.min(from + BATCH - 1, #tasks) do
+      local t = tasks[k]
+      ids[#ids + 1] = t.id
+      held[t.w] = held[t.w] or {}
+      held[t.w][#held[t.w] + 1] = t.id
+      done[#done + 1] = t.purge_at
+      done[#done + 1] = t.id
+    end
+    for worker, of_worker in pairs(held) do call('SREM', HELD .. worker, unpack(of_worker)) end
+    if call('ZREM', LEASES, unpack(ids)) < #ids then -- the lease of some has ended: ready for a takeover
+      for _, id in ipairs(ids) do
+        local t = load(id)
+        call('ZREM', READY .. t.q, rank(t))
+      end
+    end
+    call('ZADD', DONE, unpack(done))
+  end
+end
+
+-- Complete or fail a task that has this fence; it is left to `move_ended`.
+local function end_one(i, kind, tasks)
+  local id = ARGV[i]
+  local v = call('HMGET', TASK .. id, unpack(ENDED))
+  if not v[1] or v[2] ~= ARGV[i + 1] or v[3] ~= ARGV[i + 2] then return 0 end
+  if v[1] ~= '1' then return 1 end -- this fence has settled before
+  local t = { id = id, key = TASK .. id, s = '1', w = v[4], rt = v[5], u = v[6], uu = v[7], wt = v[8] }
+  t.purge_at = close(t, kind, ARGV[i + 5], 'e', ARGV[i + 6], 'v', ARGV[i + 7])
+  tasks[#tasks + 1] = t
+  return 1
+end
+
+-- Have a task run again that has this fence.
+local function return_one(i, kind)
   local t = load(ARGV[i])
   if not t or t.fe ~= ARGV[i + 1] or t.fn ~= ARGV[i + 2] then return 0 end
-  if t.s ~= '1' then return 1 end -- this fence has settled before
-  local kind, delay, why = ARGV[i + 3], tonumber(ARGV[i + 4]), ARGV[i + 5]
-  if kind == '2' or kind == '3' then
-    finish(t, kind, why, 'e', ARGV[i + 6], 'v', ARGV[i + 7])
-  elseif t.cr == '1' then
+  if t.s ~= '1' then return 1 end
+  local delay, why = tonumber(ARGV[i + 4]), ARGV[i + 5]
+  if t.cr == '1' then
     end_cancelled(t)
   elseif kind == 'released' then
     queue(t, delay, why, 'a', t.a - 1)
@@ -233,8 +269,13 @@ end
 
 function ops.settle(i, n)
   tick()
-  local answers = {}
-  for k = i, i + n - 1, 8 do answers[#answers + 1] = settle_one(k) end
+  local answers, tasks = {}, {}
+  for k = i, i + n - 1, 8 do
+    local kind = ARGV[k + 3]
+    local is_end = kind == '2' or kind == '3'
+    answers[#answers + 1] = is_end and end_one(k, kind, tasks) or return_one(k, kind)
+  end
+  move_ended(tasks)
   return answers
 end
 
