@@ -180,8 +180,9 @@ def result_from(task_id: str, header: bytes, payload: bytes, row: Any, now: Any)
     known = json.loads(header)
     outcome, attempts, enqueued, started, finished, error, reason, traceback = known + [None] * (8 - len(known))
     return Result(
-        task_id=task_id, status=_OUTCOMES[outcome], payload=payload or None, error=error, traceback=traceback, reason=reason,
-        attempts=attempts, enqueued_at=moment(enqueued), started_at=moment(started), finished_at=moment(finished),
+        task_id=task_id, status=_OUTCOMES[outcome], payload=payload or None, error=error, traceback=traceback,
+        reason=reason, attempts=attempts, enqueued_at=moment(enqueued), started_at=moment(started),
+        finished_at=moment(finished),
     )  # fmt: skip
 
 
