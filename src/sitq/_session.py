@@ -84,6 +84,7 @@ class Session:
         self._hurry = False  # asked to stop twice: no grace
         self._retiring = False  # stopping by itself, at a limit
         self._room = asyncio.Event()  # more could be reserved
+        self._refill_at = 0  # tasks in the backlog
         self._crowded = asyncio.Event()  # tasks wait for a slot
         self._calm = asyncio.Event()  # nothing is held
         self._pause: asyncio.Timeout | None = None  # the wait that a stop cuts short
@@ -265,7 +266,8 @@ class Session:
     def _wanted(self) -> int:
         """Return how many to reserve: free slots and, ahead of them, what short tasks will use up in no time."""
         ahead = prefetch_limit(self._slots, self._average)
-        if len(self._backlog) > ahead // 2:
+        self._refill_at = ahead // 2
+        if len(self._backlog) > self._refill_at:
             return 0
         return min(self._slots - self._running + ahead - len(self._backlog), _RESERVE_BATCH)
 
@@ -330,7 +332,7 @@ class Session:
             run.task = asyncio.get_running_loop().create_task(self._run(run), context=self._context.copy())
         if self._backlog:
             self._crowded.set()
-        else:
+        if len(self._backlog) <= self._refill_at:  # while the store answers the others keep the slots busy
             self._room.set()
 
     async def _run(self, run: Run) -> None:

@@ -36,7 +36,7 @@ class TestValkey(BackendSuite):
         assert isinstance(backend, RedisBackend)
         backend._settings.url = "redis://127.0.0.1:1/0"  # nobody listens there
         (store,) = backend._stores.values()
-        for line in (store._read_line, store._write_line):
+        for line in (store._read_line, store._reserve_line, store._write_line):
             if line.connection is not None:
                 line.connection._writer.transport.abort()  # type: ignore[union-attr]
 

@@ -27,6 +27,7 @@ from sitq import (
     task,
 )
 from sitq.backends.base import Capability
+from sitq.core import ReservedTask, WorkerInfo
 from waiting import until
 
 seen: list[Any] = []
@@ -117,6 +118,28 @@ async def test_as_many_at_once_as_there_are_slots(queue: TaskQueue) -> None:
     await queue.enqueue_many(busy, [(n,) for n in range(12)])
     await Worker(queue, max_concurrency=3).run_until_empty()
     assert max(seen) == 3
+
+
+async def test_short_tasks_do_not_wait_for_the_store_that_reserves_the_next() -> None:
+    """The next ones are asked for while some are held ready, not when the slots have run dry."""
+    held: list[int] = []
+
+    class Asked(MemoryBackend):
+        reserved = 0
+
+        async def reserve(self, worker: WorkerInfo, max_tasks: int) -> list[ReservedTask]:
+            held.append(self.reserved - len(seen))
+            tasks = await super().reserve(worker, max_tasks)
+            self.reserved += len(tasks)
+            return tasks
+
+    async with TaskQueue(Asked()) as queue:
+        await queue.enqueue_many(note, [(number,) for number in range(3000)])
+        await Worker(queue, max_concurrency=2).run_until_empty()
+    assert sorted(seen) == list(range(3000))
+    early = [count for count in held if count > 2]
+    assert len(early) >= 3, f"tasks in the worker's hands when it reserved: {held}"
+    assert max(held) <= 500 / 2 + 2
 
 
 async def test_an_async_task_runs_beside_a_blocked_thread(queue: TaskQueue) -> None:

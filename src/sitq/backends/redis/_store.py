@@ -1,4 +1,4 @@
-"""One handle's connections on one event loop: a line for writes, one for reads, and one that listens."""
+"""One handle's connections on one event loop: lines for what is written, reserved and read, and one that listens."""
 
 from __future__ import annotations
 
@@ -38,12 +38,15 @@ class Store:
         self.reservations = itertools.count()
         self.pid = os.getpid()
         self._opening = asyncio.Lock()
-        self._write_line, self._read_line = Line(settings), Line(settings)
+        self._write_line, self._reserve_line, self._read_line = Line(settings), Line(settings), Line(settings)
         self._writer = CommitTask(self._write_line, "sitq redis writer")
+        # Apart from the writer, or the next tasks would wait for the answer about those before: 17,000 tasks a second
+        # where it were 13,600.
+        self._reserver = CommitTask(self._reserve_line, "sitq redis reserver")
         self._reader = CommitTask(self._read_line, "sitq redis reader")
         self.listener = Listener(settings, f"{settings.prefix}:wake:{self.handle}")
         self.results = ResultWait(self.listener, self.read_results)
-        users = (self._write_line, self._read_line, self.listener)
+        users = (self._write_line, self._reserve_line, self._read_line, self.listener)
         self.watch = Watch(settings, lambda: [user.connection for user in users])
 
     async def open(self, *, create: bool) -> None:
@@ -67,10 +70,12 @@ class Store:
             )
         if version == 0:
             raise BackendError(f"{self.settings.where} has no namespace {self.settings.namespace}: check the name")
-        self._write_line.on_disk = check(await self.read_server(), self.settings)
-        if self._write_line.on_disk or self.settings.replicas:
+        on_disk = check(await self.read_server(), self.settings)
+        if on_disk or self.settings.replicas:
             strict = self.settings.durability == "strict"
-            self._write_line.syncs = frozenset(Lane) if strict else frozenset({Lane.ACCEPT})
+            for line in (self._write_line, self._reserve_line):
+                line.on_disk = on_disk
+                line.syncs = frozenset(Lane) if strict else frozenset({Lane.ACCEPT})
         if self.settings.has_sentinels:
             self.watch.start()
 
@@ -91,13 +96,17 @@ class Store:
         await self.watch.close()
         await self.results.close()
         await self.listener.close()
-        for task, line in ((self._writer, self._write_line), (self._reader, self._read_line)):
+        for task, line in (
+            (self._reserver, self._reserve_line),  # what nobody heard of is given back by the writer
+            (self._writer, self._write_line),
+            (self._reader, self._read_line),
+        ):
             await task.close()
             await line.close()
 
     def abandon(self) -> None:
         """Let go of everything without a word: the event loop is gone."""
-        for part in (self.watch, self.listener, self._write_line, self._read_line):
+        for part in (self.watch, self.listener, self._write_line, self._reserve_line, self._read_line):
             part.abandon()
 
     # --- operations ---------------------------------------------------------------------------------------------------
@@ -112,11 +121,15 @@ class Store:
         unheard: Callable[[Any], None] | None = None,
     ) -> Any:
         """Run an operation that writes, in a batch with whatever else waits."""
-        return await self._writer.run(Operation(lane, (name, arguments), size, unheard))
+        return await self._task_for(name).run(Operation(lane, (name, arguments), size, unheard))
 
     def post(self, name: str, arguments: Sequence[Any]) -> None:
         """Run an operation whose answer is of no interest."""
-        self._writer.post(Operation(Lane.WORK, (name, arguments)))
+        self._task_for(name).post(Operation(Lane.WORK, (name, arguments)))
+
+    def _task_for(self, name: str) -> CommitTask:
+        """Return what does an operation; a wait that is over must be over before the next reserve."""
+        return self._reserver if name in ("reserve", "leave") else self._writer
 
     async def read(self, name: str, arguments: Sequence[Any]) -> Any:
         """Run an operation that looks; it does not wait for those that write."""
