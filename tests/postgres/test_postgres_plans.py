@@ -1,7 +1,6 @@
 """How PostgreSQL finds rows: at 50,000 rows none of the statements of queue and worker reads the whole table."""
 
 import json
-import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -62,8 +61,10 @@ async def everything(backend: PostgresBackend) -> None:
     await backend.reserve(worker, 1)
     (store,) = backend._stores.values()
     marks = _reserve.Marks()
-    marks._lanes, marks._until = {("queue-1", 1): utcnow()}, math.inf
+    marks.front = {("queue-1", 1): utcnow()}
     await store.run(lambda tx: _reserve.reserve(tx, worker, 10, marks))
+    for looking in (worker, named):
+        await store.run(lambda tx, looking=looking: _reserve.look_in_front(tx, looking, marks))  # type: ignore[misc]
 
 
 def scans(plan: dict[str, Any]) -> Iterator[str]:

@@ -3,13 +3,14 @@
 import asyncio
 import math
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from sitq import TaskQueue, Worker
 from sitq.backends.postgres import PostgresBackend, _reserve
-from sitq.core import NewTask, Outcome, Result, Task, TaskOptions, WorkerInfo
+from sitq.core import NewTask, Outcome, Result, Status, Task, TaskOptions, WorkerInfo, utcnow
 
 Make = Callable[..., PostgresBackend]
 Sql = Callable[..., list[Any]]
@@ -139,17 +140,17 @@ async def _close(backend: PostgresBackend) -> None:
 
 
 class TestMarks:
-    async def test_a_slow_look_is_not_taken_each_time(self, backend: PostgresBackend, sql: Sql) -> None:
+    async def test_a_slow_look_is_not_taken_each_time(self, backend: PostgresBackend) -> None:
         """After a look that took long the next ones start where it ended, and find what comes after."""
         marks = _reserve.Marks()
         await backend.enqueue_tasks([new(str(n)) for n in range(60)])
         (store,) = backend._stores.values()
         first = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))
-        assert marks.lanes(0.0) == []  # it was quick
-        marks.note(first, 0.1, now=1000.0)
-        assert marks.lanes(1001.9) == [["default"], [0], [first[-1][7]]]
-        assert marks.lanes(1002.1) == []
-        marks._until = math.inf
+        assert marks.lanes() == []  # it was quick
+        marks.note_full_look(first, 0.1, now=1000.0)
+        assert marks.lanes() == [["default"], [0], [first[-1][7]]]
+        assert not marks.wants_look(1001.9)
+        assert marks.wants_look(1002.1)
         await backend.enqueue_tasks([new("urgent", priority=9), new("old", priority=0)])
         second = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))
         assert [row[0] for row in second] == [str(n) for n in range(20, 40)]
@@ -158,26 +159,87 @@ class TestMarks:
         last = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 40, marks))  # they ran dry: a full look
         assert [row[0] for row in last] == ["urgent"]
 
+    @pytest.mark.parametrize("queues", [None, ("default", "other")])
+    async def test_what_is_put_in_front_is_found_beside_the_reserves(
+        self, backend: PostgresBackend, monkeypatch: pytest.MonkeyPatch, queues: tuple[str, ...] | None
+    ) -> None:
+        """A higher priority, what is given back, another queue; expired tasks end and dead workers' tasks come again."""
+        for name in ("_SLOW", "_QUICK_AGAIN", "_BLIND"):  # every look counts as slow, and is over at once
+            monkeypatch.setattr(_reserve, name, -1.0)
+        worker = WorkerInfo(id="w", queues=queues, lease=3600.0)
+        await backend.enqueue_tasks([new(str(n)) for n in range(60)])
+        (store,) = backend._stores.values()
+
+        async def reserve(limit: int = 10) -> list[str]:
+            """Reserve, and wait for the look that goes on beside."""
+            ids = [task.id for task in await backend.reserve(worker, limit)]
+            for look in list(store._reserving._looking.values()):
+                await look
+            return ids
+
+        assert await reserve() == [str(n) for n in range(10)]  # a full look: the marks begin here
+        back = await backend.get_task("3")
+        assert back is not None
+        await backend.settle([Outcome.released("3", back.fence)])
+        soon = utcnow() + timedelta(seconds=30)
+        await backend.enqueue_tasks(
+            [new("urgent", priority=9), new("also", queue="other"), new("gone", expires_at=soon)]
+        )
+        backend._clock.offset += 60.0
+        assert await reserve() == [str(n) for n in range(10, 20)]  # from the marks on
+        assert set(await reserve()) == {"urgent", "3", *map(str, range(20, 28))}
+        gone = await backend.get_task("gone")
+        assert gone is not None
+        assert gone.status == Status.FAILED
+        await backend.abandon_worker(worker.id)  # 29 tasks are nobody's now
+        assert await reserve() == [str(n) for n in range(28, 38)]
+        assert len(set(await reserve(50)) & {"urgent", "3", *map(str, range(28))}) == 29
+
+    async def test_a_look_that_has_become_quick_ends_the_marks(self) -> None:
+        marks = _reserve.Marks()
+        for took, is_takeover, goes_on in ((0.1, False, True), (0.1, True, False), (0.001, False, False)):
+            marks.note_front({("default", 0): 1.0}, is_takeover, took, now=1000.0)
+            assert bool(marks.lanes()) is goes_on
+
+    async def test_a_look_that_fails_is_followed_by_a_full_one(
+        self, backend: PostgresBackend, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("_SLOW", "_BLIND"):
+            monkeypatch.setattr(_reserve, name, -1.0)
+
+        async def fail(*_: object) -> None:
+            raise RuntimeError("the look")
+
+        monkeypatch.setattr(_reserve, "look_in_front", fail)
+        await backend.enqueue_tasks([new(str(n)) for n in range(30)])
+        (store,) = backend._stores.values()
+        await backend.reserve(WORKER, 10)
+        await backend.enqueue_tasks([new("urgent", priority=9)])
+        await backend.reserve(WORKER, 10)
+        for look in list(store._reserving._looking.values()):
+            await look
+        assert "urgent" in [task.id for task in await backend.reserve(WORKER, 10)]
+        assert not store._reserving._looking
+
     def test_few_tasks_are_looked_for_from_the_start(self) -> None:
         """Unless eight full looks in a row were slow: then it is not the machine that was busy for a moment."""
         marks = _reserve.Marks()
         row: list[Any] = [None] * 21
         row[3], row[4], row[7] = "default", 0, 1.0
         for _ in range(7):
-            marks.note([row], 0.03, now=1000.0)
-        assert marks.lanes(1001.0, limit=10)
-        assert not marks.lanes(1001.0, limit=9)
-        marks.note([row], 0.012, now=1000.0)
-        assert marks.lanes(1001.1, limit=1)
-        assert not marks.lanes(1001.3, limit=1)
-        marks.note([row], 0.001, now=1000.0)
-        assert not marks.lanes(1000.0, limit=100)
+            marks.note_full_look([row], 0.03, now=1000.0)
+        assert marks.lanes(limit=10)
+        assert not marks.lanes(limit=9)
+        marks.note_full_look([row], 0.012, now=1000.0)
+        assert marks.lanes(limit=1)
+        marks.note_full_look([row], 0.001, now=1000.0)
+        assert not marks.lanes(limit=100)
 
     async def test_nothing_after_the_marks_is_a_full_look(self, backend: PostgresBackend) -> None:
         marks = _reserve.Marks()
         await backend.enqueue_tasks([new(str(n)) for n in range(20)])
         (store,) = backend._stores.values()
-        await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))
-        marks._until = math.inf
+        rows = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))
+        marks.note_full_look(rows, 0.1, now=math.inf)
         await backend.abandon_worker(WORKER.id)
         assert len(await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))) == 20

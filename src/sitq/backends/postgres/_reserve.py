@@ -12,7 +12,7 @@ from sitq.backends.postgres._rows import TASK_COLUMNS, columns
 from sitq.backends.postgres._settle import CANCELLED_RESULT, KEEP_WORKER, at_end, worker_values
 from sitq.core import WorkerInfo
 
-__all__ = ["EXPIRE", "NEXT_WORK", "QUICK", "RESERVE", "Marks", "next_work", "reserve"]
+__all__ = ["EXPIRE", "FRONT", "NEXT_WORK", "QUICK", "RESERVE", "Marks", "look_in_front", "next_work", "reserve"]
 
 # A loose scan: one probe for each queue and priority that has a queued task, whatever the number of rows.
 _LANES = """
@@ -108,8 +108,8 @@ LEFT JOIN reserved ON true
 _QUEUE, _PRIORITY, _DUE, _SEQ = 3, 4, 7, 20
 _SLOW = 0.02  # seconds: until then the order is exact
 _SURELY_SLOW, _LOOKS = 0.01, 8  # seconds that each of so many looks took: not the machine's mood
+_QUICK_AGAIN = 0.003  # seconds that a look in front takes where there is little to step over
 _BLIND = 2.0  # seconds
-_BLIND_FOR = 100  # times as long as the look took: more often, and the slow looks were the p99
 _MANY = 10
 
 NEXT_WORK = f"""
@@ -125,6 +125,17 @@ SELECT extract(epoch FROM least((
 """
 
 
+# From where on each lane has work, and whether there is something to take over.
+FRONT = f"""
+WITH RECURSIVE LANES
+SELECT l.queue, l.priority, c.due, EXISTS (
+    SELECT 1 FROM {{s}}.sitq_tasks AS k WHERE k.status = 1 AND k.lease_until <= {{now}} AND {_MINE}
+)
+FROM open AS l CROSS JOIN LATERAL (
+    SELECT k.due FROM {{s}}.sitq_tasks AS k
+    WHERE k.status = 0 AND k.queue = l.queue AND k.priority = l.priority ORDER BY k.due LIMIT 1
+) AS c
+"""
 # Where it is known from where on: nothing before the marks is looked at, no leases, no expiry.
 QUICK = f"""
 {{begin}}, mark AS MATERIALIZED (
@@ -155,6 +166,11 @@ def _for(sql: str, queues: str, named: bool) -> str:
 
 RESERVE = {named: _for(_RESERVE, "$4", named) for named in (False, True)}
 _NEXT_WORK = {named: _for(NEXT_WORK, "$2", named) for named in (False, True)}
+_FRONT = {named: _for(FRONT, "$2", named) for named in (False, True)}
+
+
+Front = dict[tuple[str, int], Any]
+"""From which due time on a queue and priority have work."""
 
 
 class Marks:
@@ -162,59 +178,84 @@ class Marks:
 
     Where somebody holds an old snapshot, every task that has been handed out leaves an entry in the indexes that each
     reserve must step over: 40 ms for 100 tasks after 60,000, and growing (4 ms with marks). So when a full look has
-    become slow, the next ones for many tasks start where it ended, for a hundred times as long as it took, two seconds
-    at most: what is put in front meanwhile (of a higher priority, given back, taken over) waits that long. For few
-    tasks they do so when eight full looks in a row were slow.
+    become slow, the next ones for many tasks start where it ended, and those for few once eight full looks in a row were
+    slow. What is put in front meanwhile (of a higher priority, given back, taken over) is looked for every two seconds,
+    beside the reserves (`look_in_front`).
     """
 
     def __init__(self) -> None:
-        self._lanes: dict[tuple[str, int], Any] = {}
-        self._until = 0.0
+        self.front: Front = {}
         self._looks: deque[float] = deque(maxlen=_LOOKS)
+        self._look_at = 0.0
 
-    def lanes(self, now: float, limit: int = _MANY) -> list[list[Any]]:
+    def lanes(self, limit: int = _MANY) -> list[list[Any]]:
         """Return queues, priorities and times to start from; nothing when it is time for a full look."""
-        if now >= self._until or not self._lanes or (limit < _MANY and not self._is_surely_slow()):
+        if not self.front or (limit < _MANY and not self._is_surely_slow()):
             return []
-        return columns([(queue, priority, due) for (queue, priority), due in self._lanes.items()])
+        return columns([(queue, priority, due) for (queue, priority), due in self.front.items()])
 
-    def note(self, rows: Sequence[Any], took: float | None, now: float) -> None:
-        """Note what was handed out, and how long a full look `took` (None: it was none)."""
-        if took is not None:
-            self._looks.append(took)
-            self._lanes.clear()
-            is_slow = took > _SLOW or self._is_surely_slow()
-            self._until = now + min(_BLIND_FOR * took, _BLIND) if is_slow else 0.0
-        for row in rows:
-            self._lanes[row[_QUEUE], row[_PRIORITY]] = row[_DUE]  # they come in order
+    def note_full_look(self, rows: Sequence[Any], took: float, now: float) -> None:
+        """Note what a full look handed out: where it `took` long, the marks begin here."""
+        self._looks.append(took)
+        self.front = {}
+        if took > _SLOW or self._is_surely_slow():
+            self._look_at = now + _BLIND
+            _advance(self.front, rows)
+
+    def wants_look(self, now: float) -> bool:
+        """Say whether it is time to look for what was put in front."""
+        return bool(self.front) and now >= self._look_at
+
+    def note_front(self, front: Front, has_takeover: bool, took: float, now: float) -> None:
+        """Begin where `look_in_front` says: with a full look, if that is quick again or there is something to take over."""
+        self._look_at = now + _BLIND
+        self.front = {} if has_takeover or took < _QUICK_AGAIN else front
 
     def run_dry(self) -> None:
         """Have the next look be a full one."""
-        self._until = 0.0
+        self.front = {}
 
     def _is_surely_slow(self) -> bool:
         return len(self._looks) == _LOOKS and min(self._looks) > _SURELY_SLOW
 
 
+def _advance(front: Front, rows: Sequence[Any]) -> None:
+    """Move marks to what was handed out; the rows come in order."""
+    for row in rows:
+        front[row[_QUEUE], row[_PRIORITY]] = row[_DUE]
+
+
 async def reserve(tx: Tx, worker: WorkerInfo, limit: int, marks: Marks | None = None) -> list[Any]:
     """Reserve up to `limit` tasks, expired leases included; return rows for `reserved_from`, in order."""
     marks = marks or Marks()
-    start = time.monotonic()
-    if lanes := marks.lanes(start, limit):
+    if lanes := marks.lanes(limit):
+        front = marks.front  # a look that ends meanwhile sets another, which stays as it is
         rows = _in_order(await tx.write(QUICK, worker.id, worker.lease, limit, *lanes))
         if len(rows) == limit:
-            marks.note(rows, None, start)
+            _advance(front, rows)
             return rows
+        marks.run_dry()
         if rows:
-            marks.run_dry()
             return rows
     start = time.monotonic()
     found = await tx.write(RESERVE[worker.queues is not None], *worker_values(worker), limit)
     tx.done = bool(found[0][-1])
     rows = _in_order([row for row in found if row[0] is not None])
     end = time.monotonic()
-    marks.note(rows, end - start, end)
+    marks.note_full_look(rows, end - start, end)
     return rows
+
+
+async def look_in_front(tx: Tx, worker: WorkerInfo, marks: Marks) -> None:
+    """Find from where on there is work, and end what has expired, as a full look does."""
+    ((expired,),) = await tx.write(EXPIRE)
+    tx.done = bool(expired)
+    queues = None if worker.queues is None else list(worker.queues)
+    start = time.monotonic()
+    rows = await tx.read(_FRONT[queues is not None], queues)
+    end = time.monotonic()
+    front = {(queue, priority): due for queue, priority, due, _ in rows}
+    marks.note_front(front, any(row[-1] for row in rows), end - start, end)
 
 
 def _in_order(rows: list[Any]) -> list[Any]:

@@ -41,7 +41,8 @@ class Store:
         self._connections = Connections(settings)
         self._accepts = CommitTask(_Accepts(self), "sitq accepts")
         self._settles = CommitTask(_Settles(self), "sitq settles")
-        self._reserves = CommitTask(_Reserves(self), "sitq reserves")
+        self._reserving = _Reserves(self)
+        self._reserves = CommitTask(self._reserving, "sitq reserves")
         self._told: set[str] = set()
         self._telling: asyncio.Task[None] | None = None
         self._closing = False
@@ -61,6 +62,7 @@ class Store:
         for commits in (self._accepts, self._reserves, self._settles):  # what nobody heard of is given back by a settle
             await commits.close()
         self._closing = True
+        await self._reserving.close()
         while self._telling is not None:
             await asyncio.wait([self._telling])
         await self.listener.close()
@@ -201,16 +203,34 @@ class _Reserves(_Executor):
     def __init__(self, store: Store) -> None:
         super().__init__(store)
         self._marks: dict[tuple[str, tuple[str, ...] | None], _reserve.Marks] = {}
+        self._looking: dict[_reserve.Marks, asyncio.Task[None]] = {}
 
     async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
-        return [await self._reserve(*operation.work) for operation in batch]
+        return [await self._reserve_for(*operation.work) for operation in batch]
 
-    async def _reserve(self, worker: WorkerInfo, limit: int) -> Any:
+    async def close(self) -> None:
+        """End the looks that are on their way."""
+        for task in list(self._looking.values()):
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _reserve_for(self, worker: WorkerInfo, limit: int) -> Any:
+        marks = self._marks.setdefault((worker.id, worker.queues), _reserve.Marks())
+        if marks.wants_look(time.monotonic()) and marks not in self._looking:
+            self._looking[marks] = asyncio.create_task(self._look(worker, marks), name="sitq look in front")
         try:
-            marks = self._marks.setdefault((worker.id, worker.queues), _reserve.Marks())
             return await self.store.attempt(lambda tx: _reserve.reserve(tx, worker, limit, marks))
         except Exception as error:  # noqa: BLE001 (the others of the batch have theirs)
             return self.explain(error)
+
+    async def _look(self, worker: WorkerInfo, marks: _reserve.Marks) -> None:
+        """Look for what was put in front of the marks, beside the reserves: in one it took as long as all the rest."""
+        try:
+            await self.store.attempt(lambda tx: _reserve.look_in_front(tx, worker, marks))
+        except Exception:  # noqa: BLE001 (a full look instead, whose error is somebody's answer)
+            marks.run_dry()
+        finally:
+            del self._looking[marks]
 
 
 def _writer(tx: Tx) -> _accept.Write:
