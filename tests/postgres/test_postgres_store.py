@@ -163,7 +163,7 @@ class TestMarks:
     async def test_what_is_put_in_front_is_found_beside_the_reserves(
         self, backend: PostgresBackend, monkeypatch: pytest.MonkeyPatch, queues: tuple[str, ...] | None
     ) -> None:
-        """A higher priority, what is given back, another queue; expired tasks end and dead workers' tasks come again."""
+        """A higher priority, what is given back, another queue; expired tasks end, dead workers' tasks come again."""
         for name in ("_SLOW", "_QUICK_AGAIN", "_BLIND"):  # every look counts as slow, and is over at once
             monkeypatch.setattr(_reserve, name, -1.0)
         worker = WorkerInfo(id="w", queues=queues, lease=3600.0)

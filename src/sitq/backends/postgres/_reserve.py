@@ -178,9 +178,9 @@ class Marks:
 
     Where somebody holds an old snapshot, every task that has been handed out leaves an entry in the indexes that each
     reserve must step over: 40 ms for 100 tasks after 60,000, and growing (4 ms with marks). So when a full look has
-    become slow, the next ones for many tasks start where it ended, and those for few once eight full looks in a row were
-    slow. What is put in front meanwhile (of a higher priority, given back, taken over) is looked for every two seconds,
-    beside the reserves (`look_in_front`).
+    become slow, the next ones for many tasks start where it ended, and those for few once eight full looks in a row
+    were slow. What is put in front meanwhile (of a higher priority, given back, taken over) is looked for every two
+    seconds, beside the reserves (`look_in_front`).
     """
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class Marks:
         return bool(self.front) and now >= self._look_at
 
     def note_front(self, front: Front, has_takeover: bool, took: float, now: float) -> None:
-        """Begin where `look_in_front` says: with a full look, if that is quick again or there is something to take over."""
+        """Begin where `look_in_front` says; with a full look if that is quick again, or there is a task to take over."""
         self._look_at = now + _BLIND
         self.front = {} if has_takeover or took < _QUICK_AGAIN else front
 
