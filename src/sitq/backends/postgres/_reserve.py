@@ -207,7 +207,7 @@ class Marks:
         return bool(self.front) and now >= self._look_at
 
     def note_front(self, front: Front, has_takeover: bool, took: float, now: float) -> None:
-        """Begin where `look_in_front` says; with a full look if that is quick again, or there is a task to take over."""
+        """Begin where `look_in_front` says; with a full look if that is quick again or finds a task to take over."""
         self._look_at = now + _BLIND
         self.front = {} if has_takeover or took < _QUICK_AGAIN else front
 
