@@ -16,9 +16,10 @@ from benchmarks.calls import stamp
 from benchmarks.figures import Figure, Scale, paired, single
 from benchmarks.raw_worker import Ear
 from benchmarks.speed import Files
-from sitq import SQLiteBackend, TaskQueue, Worker
+from benchmarks.worker import queue_of
+from sitq import TaskQueue, Worker
 
-__all__ = ["idle", "latency"]
+__all__ = ["idle", "latency", "other_process", "quantile"]
 
 Times = list[tuple[float, float]]  # milliseconds to start, to result
 
@@ -36,18 +37,20 @@ async def _rounds(queue: TaskQueue, count: int) -> Times:
 
 def _same_process(path: str, count: int) -> Times:
     async def go() -> Times:
-        async with TaskQueue(SQLiteBackend(path)) as queue, Worker(queue):
+        async with queue_of(path) as queue, Worker(queue):
             return await _rounds(queue, count)
 
     return asyncio.run(go())
 
 
-def _other_process(path: str, count: int) -> Times:
+def other_process(store: str, count: int) -> Times:
+    """Enqueue here, for a worker process."""
+
     async def go() -> Times:
-        async with TaskQueue(SQLiteBackend(path)) as queue:
+        async with queue_of(store) as queue:
             return await _rounds(queue, count)
 
-    with processes.workers(path) as started:
+    with processes.workers(store) as started:
         processes.start(started)
         return asyncio.run(go())
 
@@ -75,12 +78,12 @@ def _raw(path: str, count: int) -> Times:
 def latency(scale: Scale, files: Files) -> Iterator[Figure]:
     """Measure single tasks, 5 to 15 ms apart."""
     once = replace(scale, pairs=min(scale.pairs, 3))
-    for place, measure in (("same process", _same_process), ("other process", _other_process)):
+    for place, measure in (("same process", _same_process), ("other process", other_process)):
         runs: list[Times] = []
         limits: list[Times] = []
 
         def ours(measure: object = measure, runs: list[Times] = runs) -> float:
-            taken = _same_process if measure is _same_process else _other_process
+            taken = _same_process if measure is _same_process else other_process
             runs.append(taken(files.fresh(), scale.rounds))
             return statistics.median(start for start, _ in runs[-1])
 
@@ -88,15 +91,16 @@ def latency(scale: Scale, files: Files) -> Iterator[Figure]:
             limits.append(_raw(files.fresh(), scale.rounds))
             return statistics.median(start for start, _ in limits[-1])
 
-        wanted = "1 ms" if measure is _other_process else ""
+        wanted = "1 ms" if measure is other_process else ""
         yield paired(f"to start, {place}, p50", "ms", once, ours, limit, limit_name="raw, other process", wanted=wanted)
-        starts, results = ([_quantile([t[at] for t in run], 0.99) for run in runs] for at in (0, 1))
+        starts, results = ([quantile([t[at] for t in run], 0.99) for run in runs] for at in (0, 1))
         yield single(f"to start, {place}, p99", "ms", starts, wanted and "5 ms")
         yield single(f"to result, {place}, p50", "ms", [statistics.median(t[1] for t in run) for run in runs])
         yield single(f"to result, {place}, p99", "ms", results)
 
 
-def _quantile(values: list[float], share: float) -> float:
+def quantile(values: list[float], share: float) -> float:
+    """Return the value below which a share of them lies."""
     return sorted(values)[int(len(values) * share)]
 
 

@@ -6,20 +6,20 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 from benchmarks import raw
 from sitq.backends.sqlite._work import NEXT_WORK
 
-__all__ = ["cpu_seconds", "drained_in", "start", "switches", "workers"]
+__all__ = ["cpu_seconds", "drained_in", "seconds_of_work", "start", "switches", "workers"]
 
 
 @contextmanager
-def workers(path: str, count: int = 1, concurrency: int = 10, *, uvloop: bool = False) -> Iterator[list[Worker]]:
+def workers(store: str, count: int = 1, concurrency: int = 10, *, uvloop: bool = False) -> Iterator[list[Worker]]:
     """Have worker processes that are connected and wait for the word."""
-    arguments = [path, str(concurrency), *(["--uvloop"] if uvloop else [])]
+    arguments = [store, str(concurrency), *(["--uvloop"] if uvloop else [])]
     processes = [_spawn("benchmarks.worker", *arguments) for _ in range(count)]
     try:
         for process in processes:
@@ -65,16 +65,21 @@ def start(processes: list[Worker]) -> None:
             process.stdin.flush()
 
 
-def drained_in(path: str, processes: list[Worker], patience: float = 120.0) -> float:
-    """Start the workers and return the seconds until the store holds nothing that is queued or running."""
+def drained_in(path: str, processes: list[Worker]) -> float:
+    """Start the workers and return the seconds until the file holds nothing that is queued or running."""
     with closing(raw.connect(path)) as connection:
-        begin = time.perf_counter()
-        start(processes)
-        while _has_work(connection):
-            if time.perf_counter() - begin > patience:
-                raise RuntimeError(f"not drained after {patience:g} seconds")
-            time.sleep(0.005)
-        return time.perf_counter() - begin
+        return seconds_of_work(lambda: _has_work(connection), processes)
+
+
+def seconds_of_work(has_work: Callable[[], bool], processes: list[Worker], patience: float = 120.0) -> float:
+    """Start the workers and return the seconds until there is no more work."""
+    begin = time.perf_counter()
+    start(processes)
+    while has_work():
+        if time.perf_counter() - begin > patience:
+            raise RuntimeError(f"not drained after {patience:g} seconds")
+        time.sleep(0.005)
+    return time.perf_counter() - begin
 
 
 def _has_work(connection: sqlite3.Connection) -> bool:

@@ -24,12 +24,16 @@ from sitq.backends.sqlite._work import END, RESERVE
 from sitq.core import Task
 from sitq.serialization import CloudpickleSerializer
 
-__all__ = ["BATCH", "END", "connect", "drain", "ends", "insert", "insert_one", "make_file", "reserve", "rows"]
+__all__ = [
+    "BATCH", "END", "RESULT", "connect", "drain", "ends", "insert", "insert_one", "make_file", "reserve", "rows",
+    "tasks",
+]  # fmt: skip
 
 BATCH = 100
 _DAY = 86_400.0
 _CHANGES_PER_CHECKPOINT = 8000  # as the store does
-_RESULT = CloudpickleSerializer().encode_result("", 1)
+RESULT = CloudpickleSerializer().encode_result("", 1)
+"""What a no-op task returned."""
 
 
 def make_file(path: str) -> None:
@@ -52,13 +56,18 @@ def connect(path: str) -> sqlite3.Connection:
 
 def rows(count: int, payload: bytes | None = None, queues: Sequence[str] = ("default",)) -> list[NewRow]:
     """Return rows to insert: no-op calls."""
-    now = datetime.now(UTC)
-    call = payload or CloudpickleSerializer().encode_call("", "benchmarks.calls:echo", echo, (1,), {})
     made = []
-    for number in range(count):
-        row = new_row(Task(id=new_id(), name="benchmarks.calls:echo", payload=call, created_at=now), now.timestamp())
+    for number, task in enumerate(tasks(count, payload)):
+        row = new_row(task, task.created_at.timestamp())
         made.append((row[0], queues[number % len(queues)], *row[2:]))
     return made
+
+
+def tasks(count: int, payload: bytes | None = None) -> list[Task]:
+    """Return no-op calls."""
+    now = datetime.now(UTC)
+    call = payload or CloudpickleSerializer().encode_call("", "benchmarks.calls:echo", echo, (1,), {})
+    return [Task(id=new_id(), name="benchmarks.calls:echo", payload=call, created_at=now) for _ in range(count)]
 
 
 def insert(path: str, new: list[NewRow], batch: int) -> float:
@@ -114,6 +123,6 @@ def ends(reserved: list[tuple[Any, ...]], started: float | None = None) -> list[
     """Return the values by which the store completes reserved tasks."""
     now = time.time()
     return [
-        (2, now, _DAY, now, "success", _RESULT, None, None, None, 1, row[6], started or now, now, row[0], row[12])
+        (2, now, _DAY, now, "success", RESULT, None, None, None, 1, row[6], started or now, now, row[0], row[12])
         for row in reserved
     ]

@@ -12,9 +12,10 @@ from typing import Any
 from benchmarks import processes, raw
 from benchmarks.calls import echo
 from benchmarks.figures import Figure, Scale, paired
-from sitq import SQLiteBackend, TaskQueue
+from benchmarks.worker import queue_of
+from sitq import TaskQueue
 
-__all__ = ["Files", "drain", "enqueue", "fill"]
+__all__ = ["Files", "Way", "by_coroutines", "drain", "enqueue", "enqueue_rate", "fill", "in_bulk"]
 
 
 class Files:
@@ -35,11 +36,11 @@ class Files:
         return path
 
 
-def fill(path: str, count: int, **options: Any) -> None:
+def fill(store: str, count: int, **options: Any) -> None:
     """Enqueue no-op calls."""
 
     async def go() -> None:
-        async with TaskQueue(SQLiteBackend(path)) as queue:
+        async with queue_of(store) as queue:
             await queue.options(**options).enqueue_many(echo, [(number,) for number in range(count)])
 
     asyncio.run(go())
@@ -55,17 +56,21 @@ async def _one_at_a_time(queue: TaskQueue, count: int) -> None:
         await queue.enqueue(echo, number)
 
 
-async def _by_coroutines(queue: TaskQueue, count: int) -> None:
+async def by_coroutines(queue: TaskQueue, count: int) -> None:
+    """Enqueue from 100 coroutines, each one task at a time."""
     await asyncio.gather(*(_one_at_a_time(queue, count // 100) for _ in range(100)))
 
 
-async def _in_bulk(queue: TaskQueue, count: int) -> None:
+async def in_bulk(queue: TaskQueue, count: int) -> None:
+    """Enqueue all in one call."""
     await queue.enqueue_many(echo, [(number,) for number in range(count)])
 
 
-def _rate(path: str, way: Way, count: int) -> float:
+def enqueue_rate(store: str, way: Way, count: int) -> float:
+    """Return how many tasks a second are enqueued."""
+
     async def go() -> float:
-        async with TaskQueue(SQLiteBackend(path)) as queue:
+        async with queue_of(store) as queue:
             await queue.enqueue(echo, 0)
             begin = time.perf_counter()
             await way(queue, count)
@@ -78,8 +83,8 @@ def enqueue(scale: Scale, files: Files) -> Iterator[Figure]:
     """Measure enqueue in its three ways, each beside raw inserts with as many rows to an fsync."""
     ways: list[tuple[str, Way, int, int, str]] = [
         ("enqueue, one at a time", _one_at_a_time, 1, scale.tasks // 10, "0.5 of raw"),
-        ("enqueue, 100 coroutines", _by_coroutines, raw.BATCH, scale.tasks, ""),
-        ("enqueue, bulk", _in_bulk, 1000, scale.tasks, "0.5 of raw"),
+        ("enqueue, 100 coroutines", by_coroutines, raw.BATCH, scale.tasks, ""),
+        ("enqueue, bulk", in_bulk, 1000, scale.tasks, "0.5 of raw"),
     ]
     for name, way, batch, count, wanted in ways:
         rows_of = partial(raw.rows, count)
@@ -88,7 +93,7 @@ def enqueue(scale: Scale, files: Files) -> Iterator[Figure]:
             return count / raw.insert(files.fresh(), rows_of(), batch)
 
         def ours(way: Way = way, count: int = count) -> float:
-            return _rate(files.fresh(), way, count)
+            return enqueue_rate(files.fresh(), way, count)
 
         yield paired(name, "tasks/s", scale, ours, limit, limit_name=f"raw, {batch} to a commit", wanted=wanted)
 

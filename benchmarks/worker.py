@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from sitq import SQLiteBackend, TaskQueue, Worker
+from sitq import CloudpickleSerializer, SQLiteBackend, TaskQueue, Worker
 
-__all__ = ["main"]
+__all__ = ["main", "queue_of"]
 
 
-async def work(path: str, concurrency: int) -> None:
-    """Work on a file."""
-    async with TaskQueue(SQLiteBackend(path)) as queue:
+def queue_of(store: str) -> TaskQueue:
+    """Return the queue on a store: the path of a file, or a URL. What goes over a network is not signed either."""
+    return TaskQueue(store if "://" in store else SQLiteBackend(store), CloudpickleSerializer())
+
+
+async def work(store: str, concurrency: int) -> None:
+    """Work on a store."""
+    async with queue_of(store) as queue:
         worker = Worker(queue, max_concurrency=concurrency)
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
@@ -21,13 +26,13 @@ async def work(path: str, concurrency: int) -> None:
 
 def main() -> None:
     """Read the arguments and work."""
-    path, concurrency, *options = sys.argv[1:]
+    store, concurrency, *options = sys.argv[1:]
     if "--uvloop" in options:
         import uvloop
 
-        uvloop.run(work(path, int(concurrency)))
+        uvloop.run(work(store, int(concurrency)))
     else:
-        asyncio.run(work(path, int(concurrency)))
+        asyncio.run(work(store, int(concurrency)))
 
 
 if __name__ == "__main__":
