@@ -96,6 +96,21 @@ async def test_what_comes_during_a_commit_shares_the_next_one() -> None:
     assert driven.store.batches == [["first"], list(range(20))]
 
 
+async def test_what_one_turn_of_the_loop_asks_shares_a_commit() -> None:
+    """Also when the thread is idle: it is woken once, for all of it."""
+    async with Driven() as driven:
+        await asyncio.gather(*(driven.ask(number) for number in range(20)))
+    assert driven.store.batches == [list(range(20))]
+
+
+async def test_what_is_asked_in_the_turn_that_stops_is_done() -> None:
+    async with Driven() as driven:
+        last = driven.ask("last")
+        await asyncio.sleep(0)
+        driven.thread.stop()
+        assert await last == "did last"
+
+
 async def test_one_bad_operation_fails_alone() -> None:
     async with Driven() as driven:
         driven.store.bad.add(3)
@@ -175,7 +190,7 @@ async def test_a_result_for_a_closed_loop_is_handed_back() -> None:
         async def ask_and_leave() -> None:
             operation: Operation[Any] = Operation(Lane.WORK, "left", 0, unheard.append)
             operation.bind()
-            driven.thread.submit(operation)
+            driven.thread.submit([operation])
 
         await asyncio.to_thread(lambda: asyncio.run(ask_and_leave()))
         driven.store.gate.set()
@@ -294,8 +309,7 @@ async def test_a_thread_that_dies_leaves_nobody_waiting(monkeypatch: pytest.Monk
     thread = CommitThread(Dying, "dying")
     operations: list[Operation[Any]] = [Operation(Lane.WORK, number, MAX_BYTES) for number in range(3)]  # a batch each
     answers = [operation.bind() for operation in operations]
-    for operation in operations:
-        thread.submit(operation)
+    thread.submit(operations)
     thread.start()
     async with asyncio.timeout(60):
         found = await asyncio.gather(*answers, return_exceptions=True)

@@ -232,8 +232,10 @@ class CommitThread:
     def __init__(self, open_executor: Callable[[], BlockingExecutor], name: str) -> None:
         self.opened: Future[None] = Future()
         self.closed: Future[None] = Future()
+        self.has_ended = False  # as `closed` says, without its lock: asked at every operation
         self._open_executor = open_executor
-        self._inbox: SimpleQueue[Operation[Any] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[list[Operation[Any]] | None] = SimpleQueue()
+        self._gathered: dict[asyncio.AbstractEventLoop, list[Operation[Any]]] = {}
         self._lock = threading.Lock()
         self._busy = threading.Lock()  # held while the store is touched
         self._executor: BlockingExecutor | None = None
@@ -245,20 +247,39 @@ class CommitThread:
         start_thread(self._thread)
 
     async def run(self, operation: Operation[T]) -> T:
-        """Have an operation done and return its result."""
+        """Have an operation done and return its result.
+
+        What one turn of an event loop asks is handed in together: the thread would be awake after the first, and the
+        others would wait for a commit of that one alone.
+        """
         operation.bind()
-        self.submit(operation)
+        gathered = self._gathered.get(operation.loop)
+        if gathered is None:
+            gathered = self._gathered[operation.loop] = []
+            operation.loop.call_soon(self._hand_in, operation.loop)
+        gathered.append(operation)
         return await operation.answer()
 
-    def submit(self, operation: Operation[Any]) -> None:
-        """Hand in a bound operation, from any thread."""
+    def submit(self, operations: list[Operation[Any]]) -> None:
+        """Hand in bound operations, from any thread."""
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal
-            self._inbox.put(operation)
+            self._inbox.put(operations)
+
+    def _hand_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand in what an event loop has gathered; called on that loop."""
+        operations = self._gathered.pop(loop, [])
+        try:
+            self.submit(operations)
+        except BackendError as error:
+            _resolve([(operation, None, error) for operation in operations])
 
     def stop(self) -> None:
         """Finish what was handed in and end; `closed` tells when."""
+        loop = asyncio._get_running_loop()
+        if loop is not None:
+            self._hand_in(loop)
         self._inbox.put(None)
 
     def pause(self, timeout: float) -> bool:
@@ -282,7 +303,7 @@ class CommitThread:
             refusal.__cause__ = error.__cause__ if refusal is error else error
             self._refuse(refusal)
             self.opened.set_exception(refusal)
-            self.closed.set_result(None)
+            self._end()
             return
         self.opened.set_result(None)
         lanes = Lanes()
@@ -296,7 +317,11 @@ class CommitThread:
             with self._busy:
                 self._executor = None
                 executor.close()
-            self.closed.set_result(None)
+            self._end()
+
+    def _end(self) -> None:
+        self.has_ended = True
+        self.closed.set_result(None)
 
     def _serve(self, executor: BlockingExecutor, lanes: Lanes) -> None:
         stopping = False
@@ -308,13 +333,14 @@ class CommitThread:
                     executor.tidy()
             elif stopping:
                 return
-            for operation in self._arrivals(wait=not operations):
-                if operation is None:
+            for arrived in self._arrivals(wait=not operations):
+                if arrived is None:
                     stopping = True
                 else:
-                    lanes.add(operation)
+                    for operation in arrived:
+                        lanes.add(operation)
 
-    def _arrivals(self, wait: bool) -> list[Operation[Any] | None]:
+    def _arrivals(self, wait: bool) -> list[list[Operation[Any]] | None]:
         inbox = self._inbox
         arrived = [inbox.get()] if wait else []
         arrived += [inbox.get() for _ in range(inbox.qsize())]  # this thread is the only one that takes
@@ -336,4 +362,4 @@ class CommitThread:
         with self._lock:
             self._refusal = error
             left = [self._inbox.get() for _ in range(self._inbox.qsize())]
-        _deliver([(operation, None, error) for operation in left if operation is not None])
+        _deliver([(operation, None, error) for operations in left for operation in operations or ()])

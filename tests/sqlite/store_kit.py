@@ -41,6 +41,12 @@ async def inside(backend: SQLiteBackend, work: Callable[[Transaction], T]) -> T:
     return await store.write(backend._clock, work)
 
 
+async def handed_in() -> None:
+    """Return when the writer has what was asked before: asked in one turn of the loop, handed in in the next."""
+    for _ in range(2):
+        await asyncio.sleep(0)
+
+
 async def statements(backend: SQLiteBackend, action: Callable[[], Any]) -> list[str]:
     """Return the statements the writer executes during `action`."""
     seen: list[str] = []

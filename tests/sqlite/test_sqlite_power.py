@@ -16,7 +16,7 @@ import pytest
 from sitq.backends.sqlite import SQLiteBackend, _threads
 from sitq.core import Status, WorkerInfo
 from sitq.exceptions import BackendError
-from sqlite.store_kit import PATIENCE, WORKER, completed, inside, new, statements
+from sqlite.store_kit import PATIENCE, WORKER, completed, handed_in, inside, new, statements
 
 
 class Disk:
@@ -156,7 +156,7 @@ async def test_what_a_worker_asked_beside_is_answered_although_the_disk_fails(pa
         both = asyncio.gather(
             backend.enqueue_tasks([new("two")]), backend.settle([completed(task)]), return_exceptions=True
         )
-        await asyncio.sleep(0)  # both are in the writer's inbox, and share the next batch
+        await handed_in()  # both share the next batch
         gate.set()
         await held
         refused, settled = await both

@@ -15,7 +15,7 @@ from sitq.backends.sqlite._store import _stores
 from sitq.backends.sqlite._work import Transaction
 from sitq.core import Result, TaskFilter
 from sitq.exceptions import BackendError, TaskNotFoundError
-from sqlite.store_kit import WORKER, inside, line_of, new, start, statements
+from sqlite.store_kit import WORKER, handed_in, inside, line_of, new, start, statements
 
 
 @pytest.fixture
@@ -160,9 +160,8 @@ async def test_a_reservation_nobody_waits_for_is_given_back_at_no_cost(path: Pat
         first = asyncio.create_task(inside(backend, hold))
         await asyncio.to_thread(hold.inside.wait, 60)
         reserving = asyncio.create_task(backend.reserve(WORKER, 2))
-        await asyncio.sleep(0)
         second = asyncio.create_task(inside(backend, hold_again))
-        await asyncio.sleep(0)
+        await handed_in()
         hold.gate.set()
         await asyncio.to_thread(hold_again.inside.wait, 60)  # the reservation is made, and not committed yet
         reserving.cancel()
@@ -182,7 +181,7 @@ async def test_a_reservation_for_a_loop_that_has_ended_is_given_back(path: Path)
 
         async def reserve_and_leave() -> None:
             task = asyncio.ensure_future(backend.reserve(WORKER, 1))
-            await asyncio.sleep(0)
+            await handed_in()
             asyncio.get_running_loop().stop()
             del task
 

@@ -78,7 +78,7 @@ class Store:
     @property
     def has_ended(self) -> bool:
         """Whether the writer is gone, closed or dead: there is nothing to be had from this store any more."""
-        return self._writer.closed.done()
+        return self._writer.has_ended
 
     def start(self) -> None:
         """Open the file, in the writer's thread."""
@@ -116,7 +116,7 @@ class Store:
         operation: Operation[Any] = Operation(Lane.WORK, (clock, work))
         operation.future, operation.loop = _NOBODY, _NOBODY_LOOP
         with suppress(SitqError):
-            self._writer.submit(operation)
+            self._writer.submit([operation])
 
     async def accept(self, rows: Sequence[NewRow], clock: Clock, size: int) -> list[Accepted]:
         """Store new tasks: all or none."""
