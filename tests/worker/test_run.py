@@ -134,12 +134,12 @@ async def test_short_tasks_do_not_wait_for_the_store_that_reserves_the_next() ->
             return tasks
 
     async with TaskQueue(Asked()) as queue:
-        await queue.enqueue_many(note, [(number,) for number in range(3000)])
+        await queue.enqueue_many(note, [(number,) for number in range(6000)])
         await Worker(queue, max_concurrency=2).run_until_empty()
-    assert sorted(seen) == list(range(3000))
+    assert sorted(seen) == list(range(6000))
     early = [count for count in held if count > 2]
     assert len(early) >= 3, f"tasks in the worker's hands when it reserved: {held}"
-    assert max(held) <= 500 / 2 + 2
+    assert max(held) <= 1000 / 2 + 2
 
 
 async def test_an_async_task_runs_beside_a_blocked_thread(queue: TaskQueue) -> None:
