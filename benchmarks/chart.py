@@ -18,6 +18,7 @@ STORES = {
     "sitq-postgres": "PostgreSQL, synced, results",
     "sitq-redis": "Redis in memory, results",
     "huey-sqlite": "SQLite, synced, results",
+    "huey-redis": "Redis in memory, results",
     "honker": "SQLite, not synced, results",
     "litequeue": "SQLite, not synced, no results",
     "dbos-sqlite": "SQLite, synced, results",
