@@ -10,6 +10,7 @@ from typing import Any, Self
 import redis
 
 from servers.redis import RedisServer
+from servers.tls import Fronts
 
 __all__ = ["Cluster"]
 
@@ -18,10 +19,16 @@ _PATIENCE = 60.0
 
 
 class Cluster:
-    """Three nodes, each with a third of the slots."""
+    """Three nodes, each with a third of the slots. With `fronts` all are reached by TLS."""
 
-    def __init__(self, kind: str, *settings: str) -> None:
+    def __init__(self, kind: str, *settings: str, fronts: Fronts | None = None) -> None:
         self.nodes = [_node(kind, *settings) for _ in range(3)]
+        if fronts is not None:
+            for node in self.nodes:
+                node.front = fronts.add(node.port)
+                node.settings += ("--cluster-announce-port", str(node.front))
+                node.settings += ("--cluster-announce-bus-port", str(node.port + 10_000))
+        self._scheme = "rediss" if fronts else "redis"
 
     def __enter__(self) -> Self:
         try:
@@ -44,21 +51,34 @@ class Cluster:
     @property
     def url(self) -> str:
         """Where its nodes are; the first of the addresses is nobody's."""
-        hosts = ",".join(f"127.0.0.1:{port}" for port in (1, *(node.port for node in self.nodes)))
-        return f"redis+cluster://{hosts}"
+        hosts = ",".join(f"127.0.0.1:{port}" for port in (1, *(node.named_port for node in self.nodes)))
+        return f"{self._scheme}+cluster://{hosts}"
 
     def owner(self, prefix: str) -> RedisServer:
         """Return the node that has the keys of a namespace."""
         slot = int(ask(self.nodes[0], "CLUSTER", "KEYSLOT", prefix))
         for first, last, (_host, port, *_), *_replicas in ask(self.nodes[0], "CLUSTER", "SLOTS"):
             if first <= slot <= last:
-                return next(node for node in self.nodes if node.port == port)
+                return next(node for node in self.nodes if node.named_port == port)
         raise LookupError(f"nobody has slot {slot}")
 
     def others(self, prefix: str) -> list[RedisServer]:
         """Return the nodes that have them not."""
         owner = self.owner(prefix)
         return [node for node in self.nodes if node is not owner]
+
+    def move(self, prefix: str) -> RedisServer:
+        """Move the slot of a namespace to another node, with all that is in it. Returns the node that has it then."""
+        here, there = self.owner(prefix), self.others(prefix)[0]
+        slot = ask(here, "CLUSTER", "KEYSLOT", prefix)
+        ids = {node: ask(node, "CLUSTER", "MYID") for node in (here, there)}
+        ask(there, "CLUSTER", "SETSLOT", slot, "IMPORTING", ids[here])
+        ask(here, "CLUSTER", "SETSLOT", slot, "MIGRATING", ids[there])
+        keys = ask(here, "CLUSTER", "GETKEYSINSLOT", slot, 1000)
+        ask(here, "MIGRATE", "127.0.0.1", there.port, "", 0, 5000, "KEYS", *keys)
+        for node in (there, here):
+            ask(node, "CLUSTER", "SETSLOT", slot, "NODE", ids[there])
+        return there
 
     def settle(self) -> None:
         """Wait until all nodes say that all is well."""

@@ -7,7 +7,7 @@ import ssl
 from contextlib import suppress
 from typing import Self
 
-__all__ = ["Proxy"]
+__all__ = ["Fork", "Proxy"]
 
 
 class Proxy:
@@ -63,15 +63,21 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
-            there = await asyncio.open_connection("127.0.0.1", self._target)
+            port, first = await self._aim(reader)
+            there = await asyncio.open_connection("127.0.0.1", port)
         except OSError:
             writer.transport.abort()
             return
+        there[1].write(first)
         for source, sink, is_reply in ((reader, there[1], False), (there[0], writer, True)):
             self._writers.add(sink)
             pump = asyncio.create_task(self._pump(source, sink, is_reply))
             self._pumps.add(pump)
             pump.add_done_callback(self._pumps.discard)
+
+    async def _aim(self, reader: asyncio.StreamReader) -> tuple[int, bytes]:
+        """Return where a connection leads, and what had to be read to know it."""
+        return self._target, b""
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, is_reply: bool) -> None:
         with suppress(OSError):
@@ -82,3 +88,24 @@ class Proxy:
                     await sink.drain()
         self._writers.discard(sink)
         sink.transport.abort()
+
+
+class Fork(Proxy):
+    """Passes what begins a TLS handshake to one port, and all else to another, or nowhere. Counts the handshakes.
+
+    A proxy with `tls` does not hear of those that fail.
+    """
+
+    def __init__(self, tls: int, plain: int | None = None) -> None:
+        super().__init__(tls)
+        self.handshakes = 0
+        self._plain = plain
+
+    async def _aim(self, reader: asyncio.StreamReader) -> tuple[int, bytes]:
+        first = await reader.read(65536)
+        if first.startswith(b"\x16"):
+            self.handshakes += 1
+            return self._target, first
+        if self._plain is None:
+            raise ConnectionRefusedError("this is no TLS")
+        return self._plain, first

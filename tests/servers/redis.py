@@ -37,6 +37,7 @@ class RedisServer:
         self.kind = kind
         self.folder = Path(tempfile.mkdtemp(prefix=f"sitq-{kind}-"))
         self.port = free_port()
+        self.front = 0  # the port of a proxy in front of it
         self.settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -44,6 +45,11 @@ class RedisServer:
     def url(self) -> str:
         """Where it is."""
         return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def named_port(self) -> int:
+        """The port that others are told of."""
+        return self.front or self.port
 
     @property
     def log(self) -> str:

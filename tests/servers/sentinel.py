@@ -9,6 +9,7 @@ from typing import Self
 import redis
 
 from servers.redis import RedisServer, binary_of
+from servers.tls import Fronts
 
 __all__ = ["SERVICE", "Watched"]
 
@@ -49,19 +50,27 @@ class Watched:
     """Servers of which one is the primary; `fail` and `hand_over` make it another one.
 
     A server that does not answer for `down_after` seconds is dead. Where nothing is to fail that is long: on a busy
-    machine nothing answers for a second now and then.
+    machine nothing answers for a second now and then. With `fronts` all are reached by TLS.
     """
 
-    def __init__(self, kind: str, *settings: str, down_after: float = 60.0) -> None:
+    def __init__(self, kind: str, *settings: str, down_after: float = 60.0, fronts: Fronts | None = None) -> None:
         secrets = ("--requirepass", PASSWORD, "--masterauth", PASSWORD)
         # A replica is sent what is new at once, not what is on the primary's disk every second; nothing to wait for.
         self.servers = [RedisServer(kind, *secrets, "--repl-diskless-sync-delay", "0", *settings) for _ in range(2)]
-        self.sentinels = [_Sentinel(kind, self.servers[0].port, down_after) for _ in range(3)]
+        if fronts is not None:
+            for server in self.servers:
+                server.front = fronts.add(server.port, open_to_plain=True)
+                server.settings += ("--replica-announce-port", str(server.front))
+        self.sentinels = [_Sentinel(kind, self.servers[0].named_port, down_after) for _ in range(3)]
+        if fronts is not None:
+            for sentinel in self.sentinels:
+                sentinel.front = fronts.add(sentinel.port)
+        self._scheme = "rediss" if fronts else "redis"
 
     def __enter__(self) -> Self:
         try:
             self.servers[0].start()
-            self.servers[1].start("--replicaof", "127.0.0.1", str(self.servers[0].port))
+            self.servers[1].start("--replicaof", "127.0.0.1", str(self.servers[0].named_port))
             self._until(
                 lambda: self._has_replica(self.servers[0])
             )  # or it is not found before the sentinels look again, in ten seconds
@@ -80,16 +89,16 @@ class Watched:
     @property
     def url(self) -> str:
         """Where sentinels are that know the primary; the first of the addresses is nobody's."""
-        hosts = ",".join(f"127.0.0.1:{port}" for port in (1, *(sentinel.port for sentinel in self.sentinels)))
+        hosts = ",".join(f"127.0.0.1:{port}" for port in (1, *(sentinel.named_port for sentinel in self.sentinels)))
         secret = PASSWORD.replace(" ", "%20")
-        return f"redis+sentinel://:{secret}@{hosts}/{SERVICE}?sentinel_password={_Sentinel.PASSWORD}"
+        return f"{self._scheme}+sentinel://:{secret}@{hosts}/{SERVICE}?sentinel_password={_Sentinel.PASSWORD}"
 
     @property
     def primary(self) -> RedisServer:
         """Who is the primary, as a sentinel has it."""
         with self._ask(self.sentinels[0]) as sentinel:
             port = int(sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
-        return next(server for server in self.servers if server.port == port)
+        return next(server for server in self.servers if server.named_port == port)
 
     def fail(self) -> RedisServer:
         """Kill the primary, and wait until the replica is one. Returns who died."""
@@ -100,7 +109,7 @@ class Watched:
 
     def bring_back(self, dead: RedisServer) -> None:
         """Start one that died, as the replica; in a thread that lasts, like all that starts a server."""
-        dead.launch("--replicaof", "127.0.0.1", str(self.primary.port))
+        dead.launch("--replicaof", "127.0.0.1", str(self.primary.named_port))
 
     def hand_over(self) -> None:
         """Have the sentinels make the replica the primary while both are well."""
@@ -128,7 +137,7 @@ class Watched:
                 words = dict(zip(replica[::2], replica[1::2], strict=True))
             if b"status=ok" not in line or b"sentinels=3" not in line or words.get(b"flags") != b"slave":
                 return False
-            if words[b"master-port"] != str(self.primary.port).encode():
+            if words[b"master-port"] != str(self.primary.named_port).encode():
                 return False
         return True
 

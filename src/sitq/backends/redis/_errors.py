@@ -95,7 +95,9 @@ def explain(error: BaseException, where: str) -> BackendError:
     """Return the `BackendError` for an error of driver or server, its cause attached."""
     advice = _ADVICE.get(word_of(error)) or _tls_advice(error)
     if advice is None and isinstance(error, MasterNotFoundError):
-        advice = "no sentinel names a primary: check their addresses and the service, or wait for the failover"
+        tls = "speak TLS" if where.startswith("rediss") else "want TLS"
+        advice = "no sentinel names a primary: check their addresses, the service, "
+        advice += f"and whether they {tls}, or wait for the failover"
     if advice is None and isinstance(error, (driver.ConnectionError, OSError)):
         advice = "it cannot be reached: check that it runs and that the address is right"
         if where.startswith("rediss"):  # one that misses a certificate may just hang up

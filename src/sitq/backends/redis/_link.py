@@ -51,8 +51,9 @@ def is_lost(connection: AbstractConnection) -> bool:
 def abandon(connection: AbstractConnection) -> None:
     """Close a connection whose event loop is closed, and can do it no more."""
     writer, connection._writer, connection._reader = connection._writer, None, None
-    transport: Any = getattr(writer, "transport", None)
-    if transport is not None:
+    outer: Any = getattr(writer, "transport", None)
+    inner = getattr(getattr(outer, "_ssl_protocol", None), "_transport", None)  # what TLS goes by has the socket
+    for transport in filter(None, (outer, inner)):
         with suppress(RuntimeError):
             transport.close()
         if getattr(transport, "_sock", None) is not None:

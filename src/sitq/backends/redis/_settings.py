@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from redis.asyncio import ConnectionPool
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
+from sitq.backends.redis._errors import is_passing
 from sitq.exceptions import ValidationError
 
-__all__ = ["Address", "Settings", "close_sentinels", "normal_url"]
+__all__ = ["Address", "Settings", "close_sentinels", "connections_of", "normal_url"]
 
 _SCHEMES = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 _PORTS = {"": 6379, "cluster": 6379, "sentinel": 26379}
@@ -45,8 +47,34 @@ def normal_url(url: str) -> str:
             f"redis+cluster://host:6379,host:6379, not {scheme + separator!r}"
         )
     url = f"{_SCHEMES[base]}{'+' * bool(kind)}{kind}://{rest}"
-    _read(url)
+    _check_options(url)
     return url
+
+
+def _check_options(url: str) -> None:
+    """Refuse now what the driver would refuse when it connects."""
+    scheme = url.partition("://")[0]
+    node = _read(url).url
+    try:
+        pool = _pool(node)
+    except ValueError as error:
+        raise ValidationError(f"cannot read the {scheme}:// URL ({error})") from error
+    tls = [name for name in pool.connection_kwargs if name.startswith("ssl_")]
+    if tls and not scheme.startswith("rediss"):
+        secure = scheme.replace("redis", "rediss", 1)
+        raise ValidationError(f"{tls[0]} is about TLS, and {scheme}:// goes without: write {secure}://")
+    try:
+        pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, RedisError) as error:
+        raise ValidationError(f"cannot use the options of the {scheme}:// URL ({error})") from error
+
+
+def _pool(url: str, **options: Any) -> ConnectionPool:
+    """Read the URL of one node. Redis-py before 6 would not compare its host with that of the certificate."""
+    pool = ConnectionPool.from_url(url, **options)
+    if url.startswith("rediss:") and pool.connection_kwargs.get("ssl_cert_reqs") != "none":
+        pool.connection_kwargs.setdefault("ssl_check_hostname", True)
+    return pool
 
 
 @lru_cache(64)
@@ -123,7 +151,7 @@ class Settings:
     async def connection(self) -> AbstractConnection:
         """Make a connection, not open yet. What fails is not tried again by the driver, but by us."""
         place = _read(self.url)
-        pool = ConnectionPool.from_url(
+        pool = _pool(
             place.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout,
             socket_connect_timeout=self.timeout, socket_keepalive=True,
         )  # fmt: skip
@@ -134,28 +162,43 @@ class Settings:
             options["host"], options["port"] = self.address
         elif place.nodes:
             options["host"], options["port"] = place.nodes[self.turn % len(place.nodes)]
-        try:
-            return pool.connection_class(**options)
-        except TypeError as error:
-            raise ValidationError(f"cannot use the options of {self.where} ({error})") from error
+        return pool.connection_class(**options)
 
-    def sentinels(self) -> Sentinel:
+    def sentinels(self) -> list[Redis]:
         """Return the sentinels. They are reached like the server: by TLS if that is."""
         place = _read(self.url)
-        tls = {name: value for name, value in _options(place.url).items() if name.startswith("ssl_")}
+        options: dict[str, Any] = {
+            name: value for name, value in _pool(place.url).connection_kwargs.items() if name.startswith("ssl_")
+        }
         patience = min(self.timeout, _SENTINEL_PATIENCE)
-        return Sentinel(  # type: ignore[no-untyped-call]
-            place.nodes,
-            sentinel_kwargs={
-                **tls, **place.login, "ssl": place.url.startswith("rediss:"), "protocol": 2,
-                "retry": Retry(NoBackoff(), 0), "socket_timeout": patience, "socket_connect_timeout": patience,
-            },
-        )  # fmt: skip
+        options |= {
+            **place.login, "ssl": place.url.startswith("rediss:"), "protocol": 2, "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": patience, "socket_connect_timeout": patience,
+        }  # fmt: skip
+        return [Redis(host=host, port=port, **options) for host, port in place.nodes]
 
-    async def primary(self, sentinels: Sentinel) -> Address:
-        """Ask the sentinels, one after the other, who is the primary."""
-        host, port = await sentinels.discover_master(_read(self.url).service)
-        return host, port
+    async def primary(self, sentinels: list[Redis]) -> Address:
+        """Ask the sentinels, one after the other, who is the primary; who knows it is the first the next time.
+
+        Redis-py does this too, and makes one text of all errors, which says no more whether to ask again: when all
+        fail, a certificate that is not trusted or a wrong password is the reason, and it stays.
+        """
+        service = _read(self.url).service
+        failures: list[Exception] = []
+        for number, sentinel in enumerate(sentinels):
+            try:
+                services: Any = await sentinel.sentinel_masters()
+            except (RedisError, OSError) as error:
+                failures.append(error)
+                continue
+            told = services.get(service)
+            if told and told["is_master"] and not told["is_sdown"] and not told["is_odown"]:
+                sentinels[0], sentinels[number] = sentinel, sentinels[0]
+                return told["ip"], told["port"]
+        lasting = [error for error in failures if not is_passing(error)]
+        if lasting and len(failures) == len(sentinels):
+            raise lasting[0]
+        raise MasterNotFoundError("; ".join(map(str, failures)) or f"none of them watches {service!r}, or it is down")
 
     async def _ask_once(self) -> Address:
         sentinels = self.sentinels()
@@ -165,15 +208,15 @@ class Settings:
             close_sentinels(sentinels)
 
 
-def close_sentinels(sentinels: Sentinel) -> None:
+def close_sentinels(sentinels: Iterable[Redis]) -> None:
     """Close the connections to sentinels: all of them, at once, so that no error and no cancelling comes between."""
-    for client in sentinels.sentinels:
-        pool: Any = client.connection_pool
-        for connection in (*pool._available_connections, *pool._in_use_connections):
-            writer, connection._writer, connection._reader = connection._writer, None, None
-            if writer is not None:
-                writer.transport.abort()
+    for connection in connections_of(sentinels):
+        writer, connection._writer, connection._reader = connection._writer, None, None
+        if writer is not None:
+            writer.transport.abort()
 
 
-def _options(url: str) -> dict[str, Any]:
-    return ConnectionPool.from_url(url).connection_kwargs
+def connections_of(sentinels: Iterable[Redis]) -> list[AbstractConnection]:
+    """Return the connections to sentinels, open or not."""
+    pools: list[Any] = [sentinel.connection_pool for sentinel in sentinels]
+    return [connection for pool in pools for connection in (*pool._available_connections, *pool._in_use_connections)]

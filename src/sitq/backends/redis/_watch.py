@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
 
+from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from sitq.backends.redis._link import abandon, end
-from sitq.backends.redis._settings import Address, Settings, close_sentinels
+from sitq.backends.redis._settings import Address, Settings, close_sentinels, connections_of
 
 __all__ = ["Watch"]
 
@@ -24,7 +24,7 @@ class Watch:
     def __init__(self, settings: Settings, connections: Callable[[], Sequence[AbstractConnection | None]]) -> None:
         self._settings = settings
         self._connections = connections
-        self._sentinels: Any = None
+        self._sentinels: list[Redis] = []
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -39,10 +39,8 @@ class Watch:
 
     def abandon(self) -> None:
         """Close the connections after their event loop."""
-        for client in getattr(self._sentinels, "sentinels", ()):
-            pool = client.connection_pool
-            for connection in (*pool._available_connections, *pool._in_use_connections):
-                abandon(connection)
+        for connection in connections_of(self._sentinels):
+            abandon(connection)
 
     async def _serve(self) -> None:
         while True:
