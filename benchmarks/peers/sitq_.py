@@ -43,8 +43,11 @@ async def result(handle):
     return await handle.result(30)
 
 
+LEFT = "SELECT (SELECT count(*) FROM {t} WHERE status = 0) + (SELECT count(*) FROM {t} WHERE status = 1)"
+
+
 def unfinished(n):
-    return n - sqlite_count("SELECT count(*) FROM sitq_tasks WHERE status >= 2")
+    return sqlite_count(LEFT.format(t="sitq_tasks"))
 
 
 async def worker(c):

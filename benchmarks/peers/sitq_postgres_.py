@@ -3,8 +3,8 @@
 Payloads are not signed, as those of the others are not. `SITQ_SOURCE` as for SQLite, whose adapter does the rest.
 """
 
-from adapters import sitq_
-from adapters.sitq_ import LEVEL, enqueue, enqueue_many, result, use, worker
+import asyncpg
+from adapters.sitq_ import LEFT, LEVEL, enqueue, enqueue_many, result, use, worker
 from bench import URL, VARIANT
 from sitq import CloudpickleSerializer, PostgresBackend, TaskQueue
 
@@ -23,10 +23,14 @@ INFO = dict(
 BULK = "enqueue_many"
 
 
+connection = None
+
+
 async def setup(create):
     await use(TaskQueue(PostgresBackend(URL, durability=LEVEL), CloudpickleSerializer()))
 
 
 async def unfinished(n):
-    counts = await sitq_.queue.backend.count_tasks()
-    return n - sum(queue.phases.get(phase, 0) for queue in counts for phase in ("completed", "failed"))
+    global connection
+    connection = connection or await asyncpg.connect(URL)
+    return await connection.fetchval(LEFT.format(t="sitq.sitq_tasks"))

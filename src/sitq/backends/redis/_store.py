@@ -40,7 +40,7 @@ class Store:
         self._opening = asyncio.Lock()
         self._write_line, self._reserve_line, self._read_line = Line(settings), Line(settings), Line(settings)
         self._writer = CommitTask(self._write_line, "sitq redis writer")
-        # Apart from the writer, or the next tasks would wait for the answer about those before: a drain is a third faster.
+        # Apart from the writer, or the next tasks would wait for the answer about those before. A third of a drain.
         self._reserver = CommitTask(self._reserve_line, "sitq redis reserver")
         self._reader = CommitTask(self._read_line, "sitq redis reader")
         self.listener = Listener(settings, f"{settings.prefix}:wake:{self.handle}")
