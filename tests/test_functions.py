@@ -165,7 +165,7 @@ async def test_a_name_that_is_not_there_yet_waits_at_no_cost(queue: TaskQueue) -
 @given(st.integers(1, 1000), st.floats(0, 10) | st.none())
 def test_prefetch_is_bounded_and_zero_for_long_tasks(slots: int, average: float | None) -> None:
     limit = prefetch_limit(slots, average)
-    assert 0 <= limit <= 1000
+    assert 0 <= limit <= 500
     if average is None or average >= 0.05:
         assert limit == 0
     elif average > 0:
