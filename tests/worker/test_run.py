@@ -139,7 +139,6 @@ async def test_short_tasks_do_not_wait_for_the_store_that_reserves_the_next() ->
     assert sorted(seen) == list(range(6000))
     early = [count for count in held if count > 2]
     assert len(early) >= 3, f"tasks in the worker's hands when it reserved: {held}"
-    assert max(held) <= 500 / 2 + 2
 
 
 async def test_an_async_task_runs_beside_a_blocked_thread(queue: TaskQueue) -> None:
