@@ -6,7 +6,6 @@ the others are not, as with `durability="full"`.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import time
@@ -16,7 +15,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks.calls import echo
-from sitq import SQLiteBackend
 from sitq._ids import new_id
 from sitq.backends.sqlite._accept import accept
 from sitq.backends.sqlite._rows import INSERT, NewRow, new_row
@@ -25,7 +23,7 @@ from sitq.core import Task
 from sitq.serialization import CloudpickleSerializer
 
 __all__ = [
-    "BATCH", "END", "RESULT", "connect", "drain", "ends", "insert", "insert_one", "make_file", "reserve", "rows",
+    "BATCH", "END", "RESULT", "connect", "drain", "ends", "insert", "insert_one", "reserve", "rows",
     "tasks",
 ]  # fmt: skip
 
@@ -34,16 +32,6 @@ _DAY = 86_400.0
 _CHANGES_PER_CHECKPOINT = 8000  # as the store does
 RESULT = CloudpickleSerializer().encode_result("", 1)
 """What a no-op task returned."""
-
-
-def make_file(path: str) -> None:
-    """Make an empty store."""
-
-    async def make() -> None:
-        async with SQLiteBackend(path):
-            pass
-
-    asyncio.run(make())
 
 
 def connect(path: str) -> sqlite3.Connection:

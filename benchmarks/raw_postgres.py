@@ -17,7 +17,7 @@ from typing import Any
 import psycopg
 
 from benchmarks.raw import BATCH, RESULT, tasks
-from benchmarks.worker import queue_of
+from benchmarks.worker import make_store
 from sitq.backends.postgres._accept import INSERT
 from sitq.backends.postgres._connect import Clock, Settings, Tx, connect, render, transaction
 from sitq.backends.postgres._reserve import RESERVE
@@ -55,12 +55,7 @@ class RawPostgres:
     def fresh(self) -> str:
         """Return the URL of a new, empty store; the one before is deleted."""
         self._delete()
-
-        async def make() -> None:
-            async with queue_of(self._store):
-                pass
-
-        asyncio.run(make())
+        make_store(self._store)
         return self._store
 
     def has_work(self) -> bool:

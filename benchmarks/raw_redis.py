@@ -6,7 +6,6 @@ to its own settings, as with `durability="relaxed"`.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import redis
 
 from benchmarks.raw import BATCH, RESULT, tasks
-from benchmarks.worker import queue_of
+from benchmarks.worker import make_store
 from sitq.backends.redis._rows import micros, task_arguments, worker_record
 from sitq.backends.redis._scripts import SCRIPT, SHA
 from sitq.core import WorkerInfo
@@ -47,12 +46,7 @@ class RawRedis:
     def fresh(self) -> str:
         """Return the URL of a new, empty store; the one before is deleted."""
         self._delete()
-
-        async def make() -> None:
-            async with queue_of(self._store):
-                pass
-
-        asyncio.run(make())
+        make_store(self._store)
         return self._store
 
     def has_work(self) -> bool:

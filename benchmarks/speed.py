@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import processes, raw
 from benchmarks.calls import echo
 from benchmarks.figures import Figure, Scale, paired
-from benchmarks.worker import queue_of
+from benchmarks.worker import make_store, queue_of
 from sitq import TaskQueue
 
 __all__ = ["Files", "Way", "by_coroutines", "drain", "enqueue", "enqueue_rate", "fill", "in_bulk"]
@@ -32,7 +32,7 @@ class Files:
             old.unlink()
         self._count += 1
         path = str(self.folder / f"{self._count}.db")
-        raw.make_file(path)
+        make_store(path)
         return path
 
 

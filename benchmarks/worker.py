@@ -7,12 +7,22 @@ import sys
 
 from sitq import CloudpickleSerializer, SQLiteBackend, TaskQueue, Worker
 
-__all__ = ["main", "queue_of"]
+__all__ = ["main", "make_store", "queue_of"]
 
 
 def queue_of(store: str) -> TaskQueue:
     """Return the queue on a store: the path of a file, or a URL. What goes over a network is not signed either."""
     return TaskQueue(store if "://" in store else SQLiteBackend(store), CloudpickleSerializer())
+
+
+def make_store(store: str) -> None:
+    """Make a store that is empty."""
+
+    async def make() -> None:
+        async with queue_of(store):
+            pass
+
+    asyncio.run(make())
 
 
 async def work(store: str, concurrency: int) -> None:

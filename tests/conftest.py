@@ -66,7 +66,7 @@ def _left_behind(before: dict[str, str], look: Callable[[], dict[str, str]]) -> 
         if time.monotonic() > deadline:
             return [what for key, what in now.items() if before.get(key) != what]
         gc.collect()
-        time.sleep(0.01)
+        time.sleep(0.01)  # the system tells nobody when a process or a descriptor is gone
     return []
 
 

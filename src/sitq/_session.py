@@ -84,7 +84,7 @@ class Session:
         self._hurry = False  # asked to stop twice: no grace
         self._retiring = False  # stopping by itself, at a limit
         self._room = asyncio.Event()  # more could be reserved
-        self._refill_at = 0  # tasks in the backlog
+        self._refill_at = 0  # so few in the backlog that more are wanted; kept, since the start of every task asks
         self._crowded = asyncio.Event()  # tasks wait for a slot
         self._calm = asyncio.Event()  # nothing is held
         self._pause: asyncio.Timeout | None = None  # the wait that a stop cuts short

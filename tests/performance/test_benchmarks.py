@@ -14,7 +14,7 @@ from benchmarks.__main__ import MEASUREMENTS, ON_SERVERS
 from benchmarks.figures import Scale
 from benchmarks.servers import RawStore, postgres_store, redis_store
 from benchmarks.speed import Files, fill
-from benchmarks.worker import queue_of
+from benchmarks.worker import make_store, queue_of
 from sitq.core import QueueCounts
 
 SMALL = Scale(pairs=1, tasks=400, rounds=3, idle_seconds=0.1, deep_rows=200)
@@ -22,7 +22,7 @@ SMALL = Scale(pairs=1, tasks=400, rounds=3, idle_seconds=0.1, deep_rows=200)
 
 def test_the_raw_store_ends_every_task(tmp_path: Path) -> None:
     path = str(tmp_path / "raw.db")
-    raw.make_file(path)
+    make_store(path)
     fill(path, 250)
     done, _ = raw.drain(path)
     connection = raw.connect(path)

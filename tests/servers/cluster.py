@@ -86,7 +86,7 @@ class Cluster:
         while not all(self._is_well(node) for node in self.nodes):
             if time.monotonic() > deadline:
                 raise TimeoutError("the nodes did not find together")
-            time.sleep(0.05)
+            time.sleep(0.05)  # they agree among themselves, and tell nobody
 
     def _is_well(self, node: RedisServer) -> bool:
         try:

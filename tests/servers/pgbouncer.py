@@ -77,7 +77,7 @@ class PgBouncer:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"pgbouncer did not start:\n{self.log}")
-            time.sleep(0.02)
+            time.sleep(0.02)  # it says nowhere that it listens: it is asked until the deadline
 
     def stop(self) -> None:
         """Kill it: its clients and its sessions are lost."""

@@ -87,7 +87,7 @@ class PostgresServer:
         """Start it and wait until it answers."""
         self.launch()
         while not self.answers():
-            time.sleep(0.02)
+            time.sleep(0.02)  # it says so in a file; `answers` raises at the deadline
 
     def launch(self) -> None:
         """Start it; called by the main thread, since the kernel ends it together with the thread that did."""

@@ -112,13 +112,16 @@ _QUICK_AGAIN = 0.003  # seconds that a look in front takes where there is little
 _BLIND = 2.0  # seconds
 _MANY = 10
 
+_FIRST_OF_LANES = """
+FROM open AS l CROSS JOIN LATERAL (
+    SELECT k.due FROM {s}.sitq_tasks AS k
+    WHERE k.status = 0 AND k.queue = l.queue AND k.priority = l.priority ORDER BY k.due LIMIT 1
+) AS c
+"""
 NEXT_WORK = f"""
 WITH RECURSIVE LANES
 SELECT extract(epoch FROM least((
-    SELECT min(c.due) FROM open AS l CROSS JOIN LATERAL (
-        SELECT k.due FROM {{s}}.sitq_tasks AS k
-        WHERE k.status = 0 AND k.queue = l.queue AND k.priority = l.priority ORDER BY k.due LIMIT 1
-    ) AS c
+    SELECT min(c.due) {_FIRST_OF_LANES}
 ), (
     SELECT k.lease_until FROM {{s}}.sitq_tasks AS k WHERE k.status = 1 AND {_MINE} ORDER BY k.lease_until LIMIT 1
 )) - {{now}})::double precision
@@ -130,11 +133,7 @@ FRONT = f"""
 WITH RECURSIVE LANES
 SELECT l.queue, l.priority, c.due, EXISTS (
     SELECT 1 FROM {{s}}.sitq_tasks AS k WHERE k.status = 1 AND k.lease_until <= {{now}} AND {_MINE}
-)
-FROM open AS l CROSS JOIN LATERAL (
-    SELECT k.due FROM {{s}}.sitq_tasks AS k
-    WHERE k.status = 0 AND k.queue = l.queue AND k.priority = l.priority ORDER BY k.due LIMIT 1
-) AS c
+) {_FIRST_OF_LANES}
 """
 # Where it is known from where on: nothing before the marks is looked at, no leases, no expiry.
 QUICK = f"""

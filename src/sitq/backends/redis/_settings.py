@@ -56,7 +56,7 @@ def _check_options(url: str) -> None:
     scheme = url.partition("://")[0]
     node = _read(url).url
     try:
-        pool = _pool(node)
+        pool = ConnectionPool.from_url(node)
     except ValueError as error:
         raise ValidationError(f"cannot read the {scheme}:// URL ({error})") from error
     tls = [name for name in pool.connection_kwargs if name.startswith("ssl_")]
@@ -67,14 +67,6 @@ def _check_options(url: str) -> None:
         pool.connection_class(**pool.connection_kwargs)
     except (TypeError, RedisError) as error:
         raise ValidationError(f"cannot use the options of the {scheme}:// URL ({error})") from error
-
-
-def _pool(url: str, **options: Any) -> ConnectionPool:
-    """Read the URL of one node. Redis-py before 6 would not compare its host with that of the certificate."""
-    pool = ConnectionPool.from_url(url, **options)
-    if url.startswith("rediss:") and pool.connection_kwargs.get("ssl_cert_reqs") != "none":
-        pool.connection_kwargs.setdefault("ssl_check_hostname", True)
-    return pool
 
 
 @lru_cache(64)
@@ -151,7 +143,7 @@ class Settings:
     async def connection(self) -> AbstractConnection:
         """Make a connection, not open yet. What fails is not tried again by the driver, but by us."""
         place = _read(self.url)
-        pool = _pool(
+        pool = ConnectionPool.from_url(
             place.url, protocol=2, retry=Retry(NoBackoff(), 0), socket_timeout=self.timeout,
             socket_connect_timeout=self.timeout, socket_keepalive=True,
         )  # fmt: skip
@@ -167,9 +159,8 @@ class Settings:
     def sentinels(self) -> list[Redis]:
         """Return the sentinels. They are reached like the server: by TLS if that is."""
         place = _read(self.url)
-        options: dict[str, Any] = {
-            name: value for name, value in _pool(place.url).connection_kwargs.items() if name.startswith("ssl_")
-        }
+        known = ConnectionPool.from_url(place.url).connection_kwargs
+        options: dict[str, Any] = {name: value for name, value in known.items() if name.startswith("ssl_")}
         patience = min(self.timeout, _SENTINEL_PATIENCE)
         options |= {
             **place.login, "ssl": place.url.startswith("rediss:"), "protocol": 2, "retry": Retry(NoBackoff(), 0),

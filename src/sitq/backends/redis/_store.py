@@ -38,14 +38,15 @@ class Store:
         self.reservations = itertools.count()
         self.pid = os.getpid()
         self._opening = asyncio.Lock()
-        self._write_line, self._reserve_line, self._read_line = Line(settings), Line(settings), Line(settings)
+        self._lines = Line(settings), Line(settings), Line(settings)
+        self._write_line, self._reserve_line, self._read_line = self._lines
         self._writer = CommitTask(self._write_line, "sitq redis writer")
-        # Apart from the writer, or the next tasks would wait for the answer about those before. A third of a drain.
+        # Apart from the writer, or the next tasks would wait for the answer about those before: a third of a drain.
         self._reserver = CommitTask(self._reserve_line, "sitq redis reserver")
         self._reader = CommitTask(self._read_line, "sitq redis reader")
         self.listener = Listener(settings, f"{settings.prefix}:wake:{self.handle}")
         self.results = ResultWait(self.listener, self.read_results)
-        users = (self._write_line, self._reserve_line, self._read_line, self.listener)
+        users = (*self._lines, self.listener)
         self.watch = Watch(settings, lambda: [user.connection for user in users])
 
     async def open(self, *, create: bool) -> None:
@@ -105,7 +106,7 @@ class Store:
 
     def abandon(self) -> None:
         """Let go of everything without a word: the event loop is gone."""
-        for part in (self.watch, self.listener, self._write_line, self._reserve_line, self._read_line):
+        for part in (self.watch, self.listener, *self._lines):
             part.abandon()
 
     # --- operations ---------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ class Store:
         self._task_for(name).post(Operation(Lane.WORK, (name, arguments)))
 
     def _task_for(self, name: str) -> CommitTask:
-        """Return what does an operation; a wait that is over must be over before the next reserve."""
+        """Return what does an operation. `leave` goes before the next `reserve`, and so the same way."""
         return self._reserver if name in ("reserve", "leave") else self._writer
 
     async def read(self, name: str, arguments: Sequence[Any]) -> Any:

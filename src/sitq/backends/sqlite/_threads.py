@@ -161,7 +161,7 @@ class Writer(Executor):
         if tx.done:
             self._store.done.give()
         if accepts and self._store.durability == "full" and (error := self._sync()):
-            results |= dict.fromkeys(accepts, error)
+            results |= {operation: self._unsynced(error) for operation in accepts}  # an error each
         return [results[operation] for operation in batch]
 
     def _begin(self) -> None:
@@ -171,7 +171,7 @@ class Writer(Executor):
             self._level = level
         _open.retry_busy(lambda: self.connection.execute("BEGIN IMMEDIATE"), self._timeout)
 
-    def _sync(self) -> BackendError | None:
+    def _sync(self) -> Exception | None:
         """Have everything in the log on disk, other processes' commits included; return what went wrong.
 
         Called also when nothing was written: the task that holds a unique key may be another process's last commit.
@@ -186,13 +186,16 @@ class Writer(Executor):
             _sync_file(self._log)
         except (OSError, sqlite3.Error) as error:
             self._log_failed = True
-            failure = BackendError(
-                f"{self._path}: the disk did not take the log ({error}): check the disk and the system's log; the "
-                "tasks may be stored all the same"
-            )
-            failure.__cause__ = error
-            return failure
+            return error
         return None
+
+    def _unsynced(self, error: Exception) -> BackendError:
+        failure = BackendError(
+            f"{self._path}: the disk did not take the log ({error}): check the disk and the system's log; the tasks "
+            "may be stored all the same"
+        )
+        failure.__cause__ = error
+        return failure
 
     def _restart_log(self) -> None:
         with self._alone_at_checkpoint():
