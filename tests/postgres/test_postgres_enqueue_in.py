@@ -209,7 +209,7 @@ class TestRefusals:
             connection.execute("CREATE DATABASE elsewhere")
         try:
             async with TaskQueue(backend) as queue:
-                connection = psycopg.connect(server.replace("/postgres", "/elsewhere"))
+                connection = psycopg.connect(server, dbname="elsewhere")
                 with connection, pytest.raises(BackendError, match="Check that the connection is on"):
                     await queue.options(connection=connection).enqueue(add, 1, 2)
         finally:

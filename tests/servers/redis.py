@@ -112,7 +112,8 @@ def _die_with_parent() -> None:
 def binary_of(kind: str) -> Path:
     path = ROOT / ".servers" / kind / KINDS[kind]
     if not path.exists():
-        subprocess.run(["bash", ROOT / "scripts" / "_servers.sh", kind], check=True)
+        command: list[str | Path] = ["bash", ROOT / "scripts" / "_servers.sh", kind]
+        subprocess.run(command, check=True, env=os.environ | {"SITQ_TEST_REDIS_URL": ""})
     path.chmod(0o755)
     return path
 
