@@ -21,7 +21,7 @@ SELECT 'fill-' || n, 'queue-' || n % 3, n % 2, now() + n * interval '1 second' -
     CASE WHEN n % 100 = 0 THEN 'worker-' || n % 10 END, repeat('x', 100)::bytea
 FROM generate_series(1, 50000) AS n
 """
-ALL_ROWS = ("count(*), min(k.due)", "k.name = $")  # counting is about all rows, and names have no index
+UNPLANNED = ("count(*), min(k.due)", "k.name = $", "CALL")  # all rows; names, which have no index; an INSERT of values
 
 
 def new(**options: Any) -> NewTask:
@@ -115,7 +115,7 @@ async def test_no_sequential_scan(  # noqa: PLR0917
     await connection.execute(f"SET plan_cache_mode = {mode}")
     assert len(seen) > 25
     for statement, values in seen.items():
-        if any(text in statement for text in ALL_ROWS):
+        if any(text in statement for text in UNPLANNED):
             continue
         text = await connection.fetchval(f"EXPLAIN (FORMAT JSON, VERBOSE) {statement}", *values)
         found = list(scans(json.loads(text)[0]["Plan"]))

@@ -41,7 +41,7 @@ async def test_looking_makes_nothing(make_backend: Make, sql: Sql) -> None:
 async def test_a_worker_that_may_not_migrate_says_so(make_backend: Make) -> None:
     with pytest.raises(SchemaError, match="sitq migrate"):
         await make_backend(migrate=False).connect()
-    assert [step.version for step in await make_backend(migrate=False).migrate()] == [1]
+    assert [step.version for step in await make_backend(migrate=False).migrate()] == [1, 2]
     assert await make_backend().migrate() == []
     async with make_backend(migrate=False) as backend:
         assert await backend.count_tasks() == []
@@ -59,14 +59,15 @@ async def test_printed_sql_is_what_is_run(make_backend: Make, sql: Sql) -> None:
 
 async def test_the_next_version_adds(make_backend: Make, sql: Sql, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of the version before goes on while and after the schema is migrated."""
+    next_version = _schema.VERSION + 1
     async with make_backend() as old:
         await old.enqueue_task(Task(id="before"), add, (1, 2), {})
         with monkeypatch.context() as patch:
             more = "ALTER TABLE {s}.sitq_tasks ADD COLUMN colour text NOT NULL DEFAULT 'red';\n"
             patch.setattr(_schema, "MIGRATIONS", (*_schema.MIGRATIONS, more))
-            patch.setattr(_schema, "VERSION", 2)
+            patch.setattr(_schema, "VERSION", next_version)
             async with make_backend() as new:
-                assert [step.version for step in new.migrations(since=1)] == [2]
+                assert [step.version for step in new.migrations(since=next_version - 1)] == [next_version]
         await old.enqueue_task(Task(id="after"), add, (1, 2), {})
         assert {task.id for task in await old.reserve_task("w", 5)} == {"before", "after"}
     async with make_backend() as again:  # started with the version before
@@ -88,7 +89,7 @@ async def test_a_migration_that_fails_changes_nothing(
         pass
     broken = "CREATE TABLE {s}.sitq_half (a int); INSERT INTO {s}.sitq_nowhere VALUES (1);\n"
     monkeypatch.setattr(_schema, "MIGRATIONS", (*_schema.MIGRATIONS, broken))
-    monkeypatch.setattr(_schema, "VERSION", 2)
+    monkeypatch.setattr(_schema, "VERSION", _schema.VERSION + 1)
     with pytest.raises(BackendError, match="sitq_nowhere"):
         await make_backend().connect()
     assert sql("SELECT to_regclass('{s}.sitq_half')") == [(None,)]
@@ -98,19 +99,22 @@ async def test_least_privilege(make_backend: Make, sql: Sql, server: str) -> Non
     """The grants of the how-to are enough for queue, worker and operator, and do not let the role change the schema."""
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "postgresql.md").read_text(encoding="utf-8")
     grants = re.findall(r"^GRANT .*;$", page, re.MULTILINE)
-    assert len(grants) == 2
+    assert len(grants) == 3
     schema = make_backend()._settings.schema
     role = f"worker_of_{schema}"
     async with make_backend():
         sql(f"CREATE ROLE {role} LOGIN")
+        sql("REVOKE EXECUTE ON ALL ROUTINES IN SCHEMA {s} FROM PUBLIC")  # as where that is no default
         for grant in grants:
             sql(grant.replace("SCHEMA sitq", "SCHEMA {s}").replace("sitq_worker", role))
     url = re.sub("//([^/]*@)?", f"//{role}@", server, count=1)
     backend: Backend = PostgresBackend(url, schema=schema, signing_keys=KEYS)
     async with TaskQueue(backend) as queue:
         handle = await queue.options(unique="k").enqueue(add, 1, 2)
+        another = await queue.enqueue(add, 3, 4)
         async with Worker(queue):
             assert await handle.result(30) == 3
+            assert await another.result(30) == 7
         assert await backend.requeue_tasks([handle]) == [True]
         await queue.cancel(handle)
         await backend.pause_queue("default", paused=True)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from sitq.backends.postgres._connect import Tx
 from sitq.backends.postgres._rows import NewRow, columns
 from sitq.core import Accepted
 from sitq.exceptions import BackendError
 
-__all__ = ["FREE_KEYS", "HOLDERS", "INSERT", "Write", "accept", "has_keys"]
+__all__ = ["CALL", "FREE_KEYS", "HOLDERS", "INSERT", "Write", "accept", "accept_early", "has_keys"]
 
 Write = Callable[..., Awaitable[list[Any]]]
 """Runs a statement that begins with `{begin}`, on whichever connection."""
 
-_UNIQUE_KEY = 9
+_UNIQUE = slice(9, 11)  # the key, and how long it is held
+_UNIQUE_KEY = _UNIQUE.start
 _ROUNDS = 20
 
 INSERT = """
@@ -47,6 +49,8 @@ SELECT k.id, k.unique_key FROM t, {s}.sitq_tasks AS k
 WHERE k.id = ANY ($3::text[]) OR k.unique_key = ANY ($4::text[])
 """
 
+CALL = "CALL {s}.sitq_accept($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, NULL)"
+
 
 def has_keys(rows: Sequence[NewRow]) -> bool:
     """Say whether a row has a unique key: then `accept` needs a transaction around it."""
@@ -63,6 +67,15 @@ async def accept(write: Write, rows: Sequence[NewRow]) -> list[Accepted]:
         return [Accepted(id=row[0]) for row in rows]
     if keys:
         return await _with_keys(write, rows, new)
+    return [Accepted(id=row[0], created=_first(row[0], new)) for row in rows]
+
+
+async def accept_early(tx: Tx, rows: Sequence[NewRow], channel: str | None) -> list[Accepted]:
+    """Insert rows without unique keys: workers see them, notified on `channel`, before this waits for the disk."""
+    values = columns(rows)
+    del values[_UNIQUE]
+    ((ids,),) = await tx.plain(CALL, tx.clock.offset, channel, *values)
+    new = set(ids or ())
     return [Accepted(id=row[0], created=_first(row[0], new)) for row in rows]
 
 

@@ -97,7 +97,42 @@ CREATE TABLE {s}.sitq_workers (
 ) WITH (fillfactor = 50);
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+# One round trip in two transactions. The tasks can be seen as soon as the first has committed, without waiting for
+# the disk, and a worker starts. The second writes something to the log and waits until that is on disk: what is before
+# it in the log then is, too. A procedure, because only there a statement can commit in its midst.
+_ACCEPT = """
+CREATE PROCEDURE {s}.sitq_accept(
+    ahead double precision, channel text, ids text[], queues text[], priorities smallint[], created timestamptz[],
+    etas timestamptz[], names text[], all_options text[], expiries timestamptz[], retentions double precision[],
+    payloads bytea[], INOUT accepted text[]
+) LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    WITH t AS MATERIALIZED (
+        SELECT clock_timestamp() + make_interval(secs => ahead) AS now
+    ), inserted AS (
+        INSERT INTO {s}.sitq_tasks (id, queue, priority, due, created_at, name, options, expires, retention, payload)
+        SELECT n.id, n.queue, n.priority, CASE WHEN n.eta > n.created_at THEN n.eta ELSE least(n.created_at, t.now) END,
+            n.created_at, n.name, n.options, n.expires, n.retention, n.payload
+        FROM t, unnest(
+            ids, queues, priorities, created, etas, names, all_options, expiries, retentions, payloads
+        ) AS n (id, queue, priority, created_at, eta, name, options, expires, retention, payload)
+        ON CONFLICT DO NOTHING
+        RETURNING id
+    )
+    SELECT array_agg(id) INTO accepted FROM inserted;
+    IF channel IS NOT NULL THEN
+        PERFORM pg_notify(channel, '');
+    END IF;
+    COMMIT;
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    PERFORM pg_logical_emit_message(true, 'sitq', '');
+END $$;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _ACCEPT)
 """Each script leads from the version of its index to the next. They are never edited once released, only added to.
 
 They only add, so that workers of the version before go on; one that cannot keep to that raises `oldest` in sitq_meta.

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
@@ -142,22 +143,33 @@ class Store:
 
     # --- waking others ------------------------------------------------------------------------------------------------
 
-    def tell(self, kind: str) -> None:
+    def channel_to_tell(self, kind: str) -> str | None:
+        """Return what a statement may NOTIFY, or None so soon after the last NOTIFY; `tell` afterwards either way."""
+        return channel(kind, self.settings.schema) if self._telling is None else None
+
+    def tell(self, kind: str, has_notified: bool = False) -> None:
         """Wake those who wait for "work" or "done", here at once and elsewhere by one NOTIFY for many commits."""
         self.listener.poke(kind)
-        self._told.add(channel(kind, self.settings.schema))
+        if not has_notified:
+            self._told.add(channel(kind, self.settings.schema))
         if self._telling is None and not self._closing:
             self._telling = asyncio.create_task(self._tell(), name="sitq notify")
 
     async def _tell(self) -> None:
         try:
-            while self._told:
+            while True:
                 channels, self._told = sorted(self._told), set()
-                with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # a hint: the poll is the truth
-                    await self._once(lambda tx, channels=channels: tx.plain(NOTIFY, channels), False, False)  # type: ignore[misc]
+                if channels:
+                    await self._notify(channels)
                 await asyncio.sleep(_TELL_EVERY)
+                if not self._told:
+                    return
         finally:
             self._telling = None
+
+    async def _notify(self, channels: list[str]) -> None:
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # a hint: the poll is the truth
+            await self._once(lambda tx: tx.plain(NOTIFY, channels), False, False)
 
 
 class _Executor:
@@ -174,18 +186,29 @@ class _Executor:
 
 
 class _Accepts(_Executor):
-    """Stores new tasks by one INSERT."""
+    """Stores new tasks by one statement, with durability "full" so that workers start while it waits for the disk."""
 
     async def execute(self, batch: Sequence[Operation[Any]]) -> list[Any]:
         rows = [row for operation in batch for row in operation.work]
-
-        async def work(tx: Tx) -> list[Accepted]:
-            tx.wake = True
-            accepted = await _accept.accept(_writer(tx), rows)
-            return _as_first_told(rows, accepted) if tx.is_repeat else accepted
-
-        accepted = await self.store.attempt(work, in_transaction=_accept.has_keys(rows)) if rows else []
+        has_keys, settings = _accept.has_keys(rows), self.store.settings
+        if not rows:
+            accepted = []
+        elif settings.durability == "full" and not has_keys and not settings.is_pooled:
+            accepted = await self.store.attempt(partial(self._early, rows))
+        else:
+            accepted = await self.store.attempt(partial(self._synced, rows), in_transaction=has_keys)
         return _cut(accepted, batch)
+
+    async def _early(self, rows: Sequence[NewRow], tx: Tx) -> list[Accepted]:
+        channel_to_tell = self.store.channel_to_tell("work")
+        accepted = await _accept.accept_early(tx, rows, channel_to_tell)
+        self.store.tell("work", has_notified=channel_to_tell is not None)
+        return _as_first_told(rows, accepted) if tx.is_repeat else accepted
+
+    async def _synced(self, rows: Sequence[NewRow], tx: Tx) -> list[Accepted]:
+        tx.wake = True
+        accepted = await _accept.accept(partial(tx.write, accepting=True), rows)
+        return _as_first_told(rows, accepted) if tx.is_repeat else accepted
 
 
 class _Settles(_Executor):
@@ -231,13 +254,6 @@ class _Reserves(_Executor):
             marks.run_dry()
         finally:
             del self._looking[marks]
-
-
-def _writer(tx: Tx) -> _accept.Write:
-    async def write(sql: str, *values: Any) -> list[Any]:
-        return await tx.write(sql, *values, accepting=True)
-
-    return write
 
 
 def _cut(answers: list[T], batch: Sequence[Operation[Any]]) -> list[list[T]]:
