@@ -23,7 +23,7 @@ from sitq._plan import Plan, plan_for
 from sitq._prefetch import GIVE_BACK_AFTER, prefetch_limit, smoothed
 from sitq._processes import ProcessPool
 from sitq._report import Reporter
-from sitq._settle import Settler
+from sitq._settle import MOST_OWED, Settler
 from sitq.core import CRASHED, Extended, Outcome, OutcomeKind, Phase, ReservedTask, WorkerInfo, utcnow
 from sitq.events import EventName
 from sitq.exceptions import BackendError, WorkerError
@@ -267,7 +267,7 @@ class Session:
         """Return how many to reserve: free slots and, ahead of them, what short tasks will use up in no time."""
         ahead = prefetch_limit(self._slots, self._average)
         self._refill_at = ahead // 2
-        if len(self._backlog) > self._refill_at:
+        if len(self._backlog) > self._refill_at or self._settler.owed >= MOST_OWED:
             return 0
         return min(self._slots - self._running + ahead - len(self._backlog), _RESERVE_BATCH)
 
@@ -408,6 +408,7 @@ class Session:
     def _forget(self, run: Run) -> None:
         if self._held.get(run.reserved.id) is run:
             del self._held[run.reserved.id]
+        self._room.set()  # the worker may owe few enough outcomes again
         if not self._held:
             self._calm.set()
             if self._until_empty and not self._stopping:

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from sitq._execute import Run
     from sitq.backends.base import Backend
 
-__all__ = ["Settler"]
+__all__ = ["MOST_OWED", "Settler"]
 
 logger = logging.getLogger("sitq")
 
+MOST_OWED = 2000  # outcomes: a store that settles slower than it reserves must not be handed ever more leases
 _BATCH = 500
 _TRIES = 5  # of one outcome, while others pass
 
@@ -35,6 +36,7 @@ class Settler:
     def __init__(
         self, backend: Backend, settled: Callable[[Run, Outcome], None], dropped: Callable[[Run, str], None]
     ) -> None:
+        self.owed = 0  # outcomes the store has not answered
         self._backend = backend
         self._settled = settled
         self._dropped = dropped
@@ -46,6 +48,7 @@ class Settler:
     def put(self, run: Run, outcome: Outcome) -> None:
         """Queue an outcome for delivery."""
         run.settling = True
+        self.owed += 1
         self._pending.append((run, outcome))
         self._any.set()
 
@@ -107,10 +110,12 @@ class Settler:
             else:
                 self._answered([(run, outcome)], answers)
                 return
+        self.owed -= 1
         self._dropped(run, f"{outcome.kind} could not be delivered before its lease ended")
 
     def _answered(self, batch: list[tuple[Run, Outcome]], answers: list[bool]) -> None:
         self._answers += 1
+        self.owed -= len(batch)
         for (run, outcome), accepted in zip(batch, answers, strict=True):
             if accepted:
                 self._settled(run, outcome)

@@ -138,6 +138,38 @@ async def test_an_outcome_the_store_cannot_hold_fails_its_task_and_no_other(erro
             await bad.result(timeout=60)
 
 
+class Stuck(MemoryBackend):
+    """A store that reserves, and is slow to settle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reserved = 0
+        self.lets_go = asyncio.Event()
+
+    async def reserve(self, worker: WorkerInfo, max_tasks: int) -> list[ReservedTask]:
+        tasks = await super().reserve(worker, max_tasks)
+        self.reserved += len(tasks)
+        return tasks
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        await self.lets_go.wait()
+        return await super().settle(outcomes)
+
+
+async def test_a_worker_does_not_reserve_ever_more_than_it_can_settle() -> None:
+    """Each task it holds has a lease to extend, and runs again when that ends."""
+    backend = Stuck()
+    async with TaskQueue(backend) as queue:
+        handles = await queue.enqueue_many(fine, [()] * 5000)
+        async with Worker(queue):
+            await until(lambda: backend.reserved >= 2000)
+            for _ in range(5000):  # turns in which it could have reserved the rest
+                await asyncio.sleep(0)
+            assert backend.reserved < 4000
+            backend.lets_go.set()
+            assert await handles[-1].result(timeout=60) == 1
+
+
 class Ahead(MemoryBackend):
     """A store whose clock runs ahead of the worker's."""
 

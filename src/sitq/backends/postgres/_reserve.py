@@ -9,7 +9,7 @@ from typing import Any
 
 from sitq.backends.postgres._connect import Tx
 from sitq.backends.postgres._rows import TASK_COLUMNS, columns
-from sitq.backends.postgres._settle import CANCELLED_RESULT, KEEP_WORKER, at_end, worker_values
+from sitq.backends.postgres._settle import CANCELLED_RESULT, KEEP_WORKER, RUNNING, at_end, worker_values
 from sitq.core import WorkerInfo
 
 __all__ = ["EXPIRE", "FRONT", "NEXT_WORK", "QUICK", "RESERVE", "Marks", "look_in_front", "next_work", "reserve"]
@@ -95,7 +95,7 @@ _RESERVE = f"""
     UNION ALL
     SELECT c.seq FROM (
         SELECT k.seq FROM {{s}}.sitq_tasks AS k
-        WHERE k.seq = ANY (ARRAY(SELECT seq FROM chosen WHERE is_takeover)) AND k.status = 1
+        WHERE k.seq = ANY (ARRAY(SELECT seq FROM chosen WHERE is_takeover)) AND {RUNNING}
             AND k.lease_until <= (SELECT now FROM t)
         FOR UPDATE SKIP LOCKED
     ) AS c
