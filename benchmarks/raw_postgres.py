@@ -18,10 +18,10 @@ import psycopg
 
 from benchmarks.raw import BATCH, RESULT, tasks
 from benchmarks.worker import make_store
-from sitq.backends.postgres._accept import INSERT
+from sitq.backends.postgres._accept import CALL, call_values
 from sitq.backends.postgres._connect import Clock, Settings, Tx, connect, render, transaction
 from sitq.backends.postgres._reserve import RESERVE
-from sitq.backends.postgres._rows import columns, new_row
+from sitq.backends.postgres._rows import new_row
 from sitq.backends.postgres._schema import enter_epoch
 from sitq.backends.postgres._settle import END, worker_values
 from sitq.core import WorkerInfo
@@ -66,14 +66,14 @@ class RawPostgres:
     def insert(self, count: int, batch: int) -> float:
         """Insert rows, `batch` to a commit; return the seconds it took."""
         rows = [new_row(task) for task in tasks(count)]
-        parts = [columns(rows[at : at + batch]) for at in range(0, count, batch)]
+        parts = [call_values(rows[at : at + batch]) for at in range(0, count, batch)]
 
         async def go() -> float:
             async with self._connected() as connection:
-                insert = await connection.prepare(self._sql(INSERT))
+                insert = await connection.prepare(self._sql(CALL))
                 begin = time.perf_counter()
                 for part in parts:
-                    await insert.fetch(0.0, "on", *part)
+                    await insert.fetch(0.0, None, *part)
                 return time.perf_counter() - begin
 
         return asyncio.run(go())

@@ -10,7 +10,7 @@ from sitq.backends.postgres._rows import NewRow, columns
 from sitq.core import Accepted
 from sitq.exceptions import BackendError
 
-__all__ = ["CALL", "FREE_KEYS", "HOLDERS", "INSERT", "Write", "accept", "accept_early", "has_keys"]
+__all__ = ["CALL", "FREE_KEYS", "HOLDERS", "INSERT", "Write", "accept", "accept_early", "call_values", "has_keys"]
 
 Write = Callable[..., Awaitable[list[Any]]]
 """Runs a statement that begins with `{begin}`, on whichever connection."""
@@ -70,11 +70,16 @@ async def accept(write: Write, rows: Sequence[NewRow]) -> list[Accepted]:
     return [Accepted(id=row[0], created=_first(row[0], new)) for row in rows]
 
 
-async def accept_early(tx: Tx, rows: Sequence[NewRow], channel: str | None) -> list[Accepted]:
-    """Insert rows without unique keys: workers see them, notified on `channel`, before this waits for the disk."""
+def call_values(rows: Sequence[NewRow]) -> list[list[Any]]:
+    """Return what `CALL` takes of rows without unique keys."""
     values = columns(rows)
     del values[_UNIQUE]
-    ((ids,),) = await tx.plain(CALL, tx.clock.offset, channel, *values)
+    return values
+
+
+async def accept_early(tx: Tx, rows: Sequence[NewRow], channel: str | None) -> list[Accepted]:
+    """Insert rows without unique keys: workers see them, notified on `channel`, before this waits for the disk."""
+    ((ids,),) = await tx.plain(CALL, tx.clock.offset, channel, *call_values(rows))
     new = set(ids or ())
     return [Accepted(id=row[0], created=_first(row[0], new)) for row in rows]
 

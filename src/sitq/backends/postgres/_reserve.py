@@ -103,9 +103,9 @@ _RESERVE = f"""
     {_TAKE.replace("$4", "$5")}
 )
 SELECT *, (SELECT count(*) FROM ended) + (SELECT count(*) FROM ended_cancelled) FROM (SELECT) AS one
-LEFT JOIN reserved ON true
+LEFT JOIN reserved ON true ORDER BY priority DESC, due, seq
 """
-_QUEUE, _PRIORITY, _DUE, _SEQ = 3, 4, 7, 20
+_QUEUE, _PRIORITY, _DUE = 3, 4, 7
 _SLOW = 0.02  # seconds: until then the order is exact
 _SURELY_SLOW, _LOOKS = 0.01, 8  # seconds that each of so many looks took: not the machine's mood
 _QUICK_AGAIN = 0.003  # seconds that a look in front takes where there is little to step over
@@ -154,7 +154,7 @@ QUICK = f"""
         FOR UPDATE SKIP LOCKED
     ) AS c
 ), {_FLOOR}, reserved AS ({_TAKE})
-SELECT *, 0 FROM reserved
+SELECT *, 0 FROM reserved ORDER BY priority DESC, due, seq
 """
 
 
@@ -229,7 +229,7 @@ async def reserve(tx: Tx, worker: WorkerInfo, limit: int, marks: Marks | None = 
     marks = marks or Marks()
     if lanes := marks.lanes(limit):
         front = marks.front  # a look that ends meanwhile sets another, which stays as it is
-        rows = _in_order(await tx.write(QUICK, worker.id, worker.lease, limit, *lanes))
+        rows = await tx.write(QUICK, worker.id, worker.lease, limit, *lanes)
         if len(rows) == limit:
             _advance(front, rows)
             return rows
@@ -239,7 +239,7 @@ async def reserve(tx: Tx, worker: WorkerInfo, limit: int, marks: Marks | None = 
     start = time.monotonic()
     found = await tx.write(RESERVE[worker.queues is not None], *worker_values(worker), limit)
     tx.done = bool(found[0][-1])
-    rows = _in_order([row for row in found if row[0] is not None])
+    rows = [row for row in found if row[0] is not None]
     end = time.monotonic()
     marks.note_full_look(rows, end - start, end)
     return rows
@@ -255,11 +255,6 @@ async def look_in_front(tx: Tx, worker: WorkerInfo, marks: Marks) -> None:
     end = time.monotonic()
     front = {(queue, priority): due for queue, priority, due, _ in rows}
     marks.note_front(front, any(row[-1] for row in rows), end - start, end)
-
-
-def _in_order(rows: list[Any]) -> list[Any]:
-    """Sort rows, since RETURNING promises no order."""
-    return sorted(rows, key=lambda row: (-row[_PRIORITY], row[_DUE], row[_SEQ]))
 
 
 async def next_work(tx: Tx, worker: WorkerInfo) -> float | None:

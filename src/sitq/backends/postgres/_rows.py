@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from sitq.backends._options import options_from, options_text
 from sitq.backends._view import clean, expired_result
@@ -17,6 +17,7 @@ __all__ = [
 ]  # fmt: skip
 
 NewRow = tuple[Any, ...]
+T = TypeVar("T", bound=Task)
 STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
 STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
 
@@ -53,7 +54,7 @@ TASK_COLUMNS = """k.id, k.status, k.name, k.queue, k.priority, k.options, k.crea
 
 def task_from(row: Sequence[Any]) -> Task:
     """Return the task in a row of `TASK_COLUMNS`, "expired" and payload."""
-    task = Task(**_task_fields(row))
+    task = _fill(Task, row)
     if row[18]:
         task.status, task.reason = Status.FAILED, Reason.EXPIRED
     return task
@@ -61,32 +62,34 @@ def task_from(row: Sequence[Any]) -> Task:
 
 def reserved_from(row: Sequence[Any]) -> ReservedTask:
     """Return the reserved task in a row of `TASK_COLUMNS`, anything and payload."""
-    return ReservedTask(**_task_fields(row), reserved_at=row[17])
+    task = _fill(ReservedTask, row)
+    task.reserved_at = row[17]
+    return task
 
 
-def _task_fields(row: Sequence[Any]) -> dict[str, Any]:
+def _fill(kind: type[T], row: Sequence[Any]) -> T:
     (
         task_id, status, name, queue, priority, options, created, due, attempt, crashes, solo_crashes, fence, worker_id,
         lease_until, cancel_requested, progress, reason, _reserved, _expired, payload, *_,
     ) = row  # fmt: skip
-    return {
-        "id": task_id,
-        "status": STATUSES[status],
-        "name": name,
-        "payload": payload,
-        "options": options_from(queue, priority, options),
-        "created_at": created,
-        "eta": due if due > created else None,
-        "attempt": attempt,
-        "crashes": crashes,
-        "solo_crashes": solo_crashes,
-        "fence": fence or None,
-        "worker_id": worker_id,
-        "lease_expires_at": lease_until,
-        "cancel_requested": cancel_requested,
-        "progress": None if progress is None else json.loads(progress),
-        "reason": reason,
-    }
+    return kind(
+        id=task_id,
+        status=STATUSES[status],
+        name=name,
+        payload=payload,
+        options=options_from(queue, priority, options),
+        created_at=created,
+        eta=due if due > created else None,
+        attempt=attempt,
+        crashes=crashes,
+        solo_crashes=solo_crashes,
+        fence=fence or None,
+        worker_id=worker_id,
+        lease_expires_at=lease_until,
+        cancel_requested=cancel_requested,
+        progress=None if progress is None else json.loads(progress),
+        reason=reason,
+    )
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
