@@ -10,7 +10,7 @@ from sitq.backends.postgres._rows import NewRow, columns
 from sitq.core import Accepted
 from sitq.exceptions import BackendError
 
-__all__ = ["CALL", "FREE_KEYS", "HOLDERS", "INSERT", "Write", "accept", "accept_early", "call_values", "has_keys"]
+__all__ = ["CALL", "Write", "accept", "accept_early", "call_values", "has_keys"]
 
 Write = Callable[..., Awaitable[list[Any]]]
 """Runs a statement that begins with `{begin}`, on whichever connection."""
@@ -19,7 +19,7 @@ _UNIQUE = slice(9, 11)  # the key, and how long it is held
 _UNIQUE_KEY = _UNIQUE.start
 _ROUNDS = 20
 
-INSERT = """
+_INSERT = """
 {begin}
 INSERT INTO {s}.sitq_tasks (
     id, queue, priority, due, created_at, name, options, expires, retention, unique_key, unique_until, payload
@@ -36,14 +36,14 @@ FROM t, unnest(
 ON CONFLICT DO NOTHING
 RETURNING id
 """
-FREE_KEYS = """
+_FREE_KEYS = """
 {begin}
 UPDATE {s}.sitq_tasks AS k SET unique_key = NULL FROM t
 WHERE k.unique_key = ANY ($3::text[]) AND k.unique_until <= t.now
     AND (k.status >= 2 OR (k.status = 0 AND k.expires <= t.now))
 RETURNING k.id
 """
-HOLDERS = """
+_HOLDERS = """
 {begin}
 SELECT k.id, k.unique_key FROM t, {s}.sitq_tasks AS k
 WHERE k.id = ANY ($3::text[]) OR k.unique_key = ANY ($4::text[])
@@ -61,8 +61,8 @@ async def accept(write: Write, rows: Sequence[NewRow]) -> list[Accepted]:
     """Insert rows, in order."""
     keys = [row[_UNIQUE_KEY] for row in rows if row[_UNIQUE_KEY] is not None]
     if keys:
-        await write(FREE_KEYS, sorted(set(keys)))
-    new = {row[0] for row in await write(INSERT, *columns(rows))}
+        await write(_FREE_KEYS, sorted(set(keys)))
+    new = {row[0] for row in await write(_INSERT, *columns(rows))}
     if len(new) == len(rows):
         return [Accepted(id=row[0]) for row in rows]
     if keys:
@@ -100,7 +100,7 @@ async def _with_keys(write: Write, rows: Sequence[NewRow], new: set[str]) -> lis
             break
         ids = [rows[index][0] for index in left]
         keys = [rows[index][_UNIQUE_KEY] for index in left if rows[index][_UNIQUE_KEY] is not None]
-        found = await write(HOLDERS, ids, keys)
+        found = await write(_HOLDERS, ids, keys)
         known, holders = {row[0] for row in found}, {row[1]: row[0] for row in found if row[1] is not None}
         for index in left:
             task_id, key = rows[index][0], rows[index][_UNIQUE_KEY]
@@ -110,8 +110,8 @@ async def _with_keys(write: Write, rows: Sequence[NewRow], new: set[str]) -> lis
         left = [index for index in left if answers[index] is None]
         if left:  # whoever held the key has let go of it since
             again = [rows[index] for index in left]
-            await write(FREE_KEYS, sorted({row[_UNIQUE_KEY] for row in again}))
-            new = {row[0] for row in await write(INSERT, *columns(again))}
+            await write(_FREE_KEYS, sorted({row[_UNIQUE_KEY] for row in again}))
+            new = {row[0] for row in await write(_INSERT, *columns(again))}
             for index in left:
                 if _first(rows[index][0], new):
                     answers[index] = Accepted(id=rows[index][0])

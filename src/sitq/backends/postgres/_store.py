@@ -194,18 +194,18 @@ class _Accepts(_Executor):
         if not rows:
             accepted = []
         elif settings.durability == "full" and not has_keys and not settings.is_pooled:
-            accepted = await self.store.attempt(partial(self._early, rows))
+            accepted = await self.store.attempt(partial(self._by_procedure, rows))
         else:
-            accepted = await self.store.attempt(partial(self._synced, rows), in_transaction=has_keys)
+            accepted = await self.store.attempt(partial(self._by_insert, rows), in_transaction=has_keys)
         return _cut(accepted, batch)
 
-    async def _early(self, rows: Sequence[NewRow], tx: Tx) -> list[Accepted]:
+    async def _by_procedure(self, rows: Sequence[NewRow], tx: Tx) -> list[Accepted]:
         channel_to_tell = self.store.channel_to_tell("work")
         accepted = await _accept.accept_early(tx, rows, channel_to_tell)
         self.store.tell("work", has_notified=channel_to_tell is not None)
         return _as_first_told(rows, accepted) if tx.is_repeat else accepted
 
-    async def _synced(self, rows: Sequence[NewRow], tx: Tx) -> list[Accepted]:
+    async def _by_insert(self, rows: Sequence[NewRow], tx: Tx) -> list[Accepted]:
         tx.wake = True
         accepted = await _accept.accept(partial(tx.write, accepting=True), rows)
         return _as_first_told(rows, accepted) if tx.is_repeat else accepted
