@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["GIVE_BACK_AFTER", "prefetch_limit", "smoothed"]
 
-_MOST = 500  # with 1,000 two processes on one file drain a tenth less: each holds the lock for longer
+_MOST = 250  # with 500 two processes on one file drain a quarter less: each holds the lock for longer
 _AHEAD = 0.05
 GIVE_BACK_AFTER = 0.1  # seconds a reserved task may wait for a slot before it is handed back
 

@@ -295,7 +295,7 @@ class Session:
         now = utcnow()
         for task in reserved:
             before = self._held.get(task.id)
-            if before is not None:
+            if before is not None and not before.settling:  # one given back may come before the answer that it was
                 self._dropped(before, "its lease has ended and the task came again")
                 before.stop("lost")
             run = Run(task, asked, self.info.lease if self._plan.leases else float("inf"))

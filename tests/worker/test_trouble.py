@@ -170,6 +170,40 @@ async def test_a_worker_does_not_reserve_ever_more_than_it_can_settle() -> None:
             assert await handles[-1].result(timeout=60) == 1
 
 
+class Late(MemoryBackend):
+    """A store that takes a task back at once, and says so only when `says_so` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.says_so = asyncio.Event()
+
+    async def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        answers = await super().settle(outcomes)
+        if any(outcome.kind == "released" for outcome in outcomes):
+            await self.says_so.wait()
+        return answers
+
+
+async def second_time_lucky() -> int:
+    log.append("ran")
+    if len(log) == 1:
+        raise Defer(0)
+    backend = current_task().queue.backend
+    assert isinstance(backend, Late)
+    backend.says_so.set()
+    return len(log)
+
+
+async def test_a_task_that_was_given_back_and_comes_again_is_not_lost() -> None:
+    """Stores that settle and reserve side by side may hand it out before the worker knows that they took it."""
+    async with TaskQueue(Late()) as queue:
+        lost: list[Any] = []
+        queue.on("lease_lost", lost.append)
+        async with Worker(queue):
+            assert await (await queue.enqueue(second_time_lucky)).result(timeout=60) == 2
+    assert lost == []
+
+
 class Ahead(MemoryBackend):
     """A store whose clock runs ahead of the worker's."""
 
