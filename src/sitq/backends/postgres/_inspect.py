@@ -7,7 +7,7 @@ from typing import Any
 from sitq.backends.postgres._connect import Tx
 from sitq.backends.postgres._reserve import EXPIRE
 from sitq.backends.postgres._rows import TASK_COLUMNS, task_from
-from sitq.core import QueueCounts, Task, TaskFilter, WorkerInfo
+from sitq.core import Phase, QueueCounts, Task, TaskFilter, WorkerInfo
 from sitq.exceptions import TaskNotFoundError
 
 __all__ = ["PURGE", "count", "list_tasks", "list_workers", "pause", "purge"]
@@ -29,9 +29,12 @@ SELECT {TASK_COLUMNS}, (k.status = 0 AND k.expires <= n.now), NULL::bytea
 FROM (SELECT {{now}} AS now) AS n, {{s}}.sitq_tasks AS k
 WHERE WHERE_CLAUSE ORDER BY k.seq DESC LIMIT $2
 """
+# By queue alone: by queue and phase PostgreSQL expects a group for each row, and sorts them all.
+_COUNTS = ", ".join(f"count(*) FILTER (WHERE phase = '{phase}')" for phase in Phase)
 _COUNT = f"""
-SELECT k.queue, {_PHASE}, count(*), min(k.due) FROM (SELECT {{now}} AS now) AS n, {{s}}.sitq_tasks AS k
-GROUP BY 1, 2
+SELECT queue, min(due) FILTER (WHERE phase = '{Phase.READY}'), {_COUNTS} FROM (
+    SELECT k.queue, k.due, {_PHASE} AS phase FROM (SELECT {{now}} AS now) AS n, {{s}}.sitq_tasks AS k
+) AS seen GROUP BY queue
 """
 _WORKERS = """
 SELECT w.id, w.queues, w.lease, w.host, w.pid, w.started_at, w.seen
@@ -86,16 +89,11 @@ async def list_tasks(tx: Tx, wanted: TaskFilter, limit: int) -> list[Task]:
 async def count(tx: Tx) -> list[QueueCounts]:
     """Count the tasks of each queue by phase."""
     paused = {queue for (queue,) in await tx.plain("SELECT queue FROM {s}.sitq_queues WHERE paused")}
-    phases: dict[str, dict[str, int]] = {queue: {} for queue in paused}
-    oldest = {}
-    for queue, phase, number, due in await tx.read(_COUNT):
-        phases.setdefault(queue, {})[phase] = number
-        if phase == "ready":
-            oldest[queue] = due
-    return [
-        QueueCounts(queue=queue, phases=phases[queue], paused=queue in paused, oldest_ready=oldest.get(queue))
-        for queue in sorted(phases)
-    ]
+    counts = {queue: QueueCounts(queue=queue, paused=True) for queue in paused}
+    for queue, oldest_ready, *numbers in await tx.read(_COUNT):
+        phases = {phase.value: number for phase, number in zip(Phase, numbers, strict=True) if number}
+        counts[queue] = QueueCounts(queue=queue, phases=phases, paused=queue in paused, oldest_ready=oldest_ready)
+    return [counts[queue] for queue in sorted(counts)]
 
 
 async def list_workers(tx: Tx) -> list[WorkerInfo]:
