@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from sitq.backends._options import options_from, options_text
 from sitq.backends._view import clean, expired_result
@@ -17,7 +17,6 @@ __all__ = [
 ]  # fmt: skip
 
 NewRow = tuple[Any, ...]
-T = TypeVar("T", bound=Task)
 STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
 STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
 
@@ -54,7 +53,7 @@ TASK_COLUMNS = """k.id, k.status, k.name, k.queue, k.priority, k.options, k.crea
 
 def task_from(row: Sequence[Any]) -> Task:
     """Return the task in a row of `TASK_COLUMNS`, "expired" and payload."""
-    task = _fill(Task, row)
+    task = Task(**_task_fields(row))
     if row[18]:
         task.status, task.reason = Status.FAILED, Reason.EXPIRED
     return task
@@ -62,34 +61,32 @@ def task_from(row: Sequence[Any]) -> Task:
 
 def reserved_from(row: Sequence[Any]) -> ReservedTask:
     """Return the reserved task in a row of `TASK_COLUMNS`, anything and payload."""
-    task = _fill(ReservedTask, row)
-    task.reserved_at = row[17]
-    return task
+    return ReservedTask(**_task_fields(row), reserved_at=row[17])
 
 
-def _fill(kind: type[T], row: Sequence[Any]) -> T:
+def _task_fields(row: Sequence[Any]) -> dict[str, Any]:
     (
         task_id, status, name, queue, priority, options, created, due, attempt, crashes, solo_crashes, fence, worker_id,
         lease_until, cancel_requested, progress, reason, _reserved, _expired, payload, *_,
     ) = row  # fmt: skip
-    return kind(
-        id=task_id,
-        status=STATUSES[status],
-        name=name,
-        payload=payload,
-        options=options_from(queue, priority, options),
-        created_at=created,
-        eta=due if due > created else None,
-        attempt=attempt,
-        crashes=crashes,
-        solo_crashes=solo_crashes,
-        fence=fence or None,
-        worker_id=worker_id,
-        lease_expires_at=lease_until,
-        cancel_requested=cancel_requested,
-        progress=None if progress is None else json.loads(progress),
-        reason=reason,
-    )
+    return {
+        "id": task_id,
+        "status": STATUSES[status],
+        "name": name,
+        "payload": payload,
+        "options": options_from(queue, priority, options),
+        "created_at": created,
+        "eta": due if due > created else None,
+        "attempt": attempt,
+        "crashes": crashes,
+        "solo_crashes": solo_crashes,
+        "fence": fence or None,
+        "worker_id": worker_id,
+        "lease_expires_at": lease_until,
+        "cancel_requested": cancel_requested,
+        "progress": None if progress is None else json.loads(progress),
+        "reason": reason,
+    }
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
