@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -32,18 +32,46 @@ def make(own_server: PostgresServer, request: pytest.FixtureRequest) -> Callable
     return lambda **options: PostgresBackend(own_server.url, schema=schema, signing_keys=KEYS, **options)
 
 
+async def commit_waits(url: str) -> bool:
+    """Whether a commit that is synced waits for a standby."""
+    connect = psycopg.AsyncConnection.connect
+    async with await connect(url, autocommit=True) as probe, await connect(url, autocommit=True) as watcher:
+        commit = asyncio.create_task(probe.execute("SELECT pg_logical_emit_message(true, 'probe', '')"))
+
+        async def waits() -> bool:
+            query = "SELECT wait_event = 'SyncRep' FROM pg_stat_activity WHERE pid = %s"
+            return await (await watcher.execute(query, [probe.info.backend_pid])).fetchone() == (True,)
+
+        async def is_known() -> bool:
+            return commit.done() or await waits()
+
+        await until(is_known)
+        if is_waiting := not commit.done():
+            await watcher.execute("SELECT pg_cancel_backend(%s)", [probe.info.backend_pid])
+        await commit
+        return is_waiting
+
+
 @pytest.fixture
-def slow_disk(own_server: PostgresServer) -> Iterator[Callable[[bool], None]]:
-    """Return what makes every commit that is synced wait for a standby that is not there, and lets it go again."""
+async def slow_disk(own_server: PostgresServer) -> AsyncIterator[Callable[[bool], Awaitable[None]]]:
+    """Return what makes every commit that is synced wait for a standby that is not there, and lets it go again.
 
-    def set_standby(is_wanted: bool) -> None:
-        with psycopg.connect(own_server.url, autocommit=True) as connection:
-            names = "nobody" if is_wanted else ""
-            connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'".encode())
-            connection.execute("SELECT pg_reload_conf()")
+    A reload says nothing when it has taken effect, and on a busy machine it took longer than a commit: a commit shows.
+    """
 
-    yield set_standby
-    set_standby(False)
+    async def set_slow(is_slow: bool) -> None:
+        async with await psycopg.AsyncConnection.connect(own_server.url, autocommit=True) as connection:
+            names = "nobody" if is_slow else ""
+            await connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'".encode())
+            await connection.execute("SELECT pg_reload_conf()")
+
+        async def is_set() -> bool:
+            return await commit_waits(own_server.url) == is_slow
+
+        await until(is_set)
+
+    yield set_slow
+    await set_slow(False)
 
 
 def new(task_id: str, **options: Any) -> NewTask:
@@ -55,7 +83,7 @@ def double(number: int) -> int:
 
 
 async def test_a_worker_starts_meanwhile(
-    make: Callable[..., PostgresBackend], slow_disk: Callable[[bool], None]
+    make: Callable[..., PostgresBackend], slow_disk: Callable[[bool], Awaitable[None]]
 ) -> None:
     ran = asyncio.Event()
     async with TaskQueue(make()) as producer, TaskQueue(make()) as queue:
@@ -63,11 +91,11 @@ async def test_a_worker_starts_meanwhile(
         async with Worker(queue):
             assert await (await producer.enqueue(double, 1)).result(60) == 2  # an epoch is entered: that is synced
             ran.clear()
-            slow_disk(True)
+            await slow_disk(True)
             enqueuing = asyncio.create_task(producer.enqueue(double, 21))
             await asyncio.wait_for(ran.wait(), 60)
             assert not enqueuing.done()
-            slow_disk(False)
+            await slow_disk(False)
             assert await (await enqueuing).result(60) == 42
 
 
@@ -76,20 +104,20 @@ async def test_a_worker_starts_meanwhile(
 )
 async def test_nobody_sees_it_before(
     make: Callable[..., PostgresBackend],
-    slow_disk: Callable[[bool], None],
+    slow_disk: Callable[[bool], Awaitable[None]],
     own_server: PostgresServer,
     durability: str,
     unique: str | None,
 ) -> None:
     async with make(durability=durability) as backend:
         assert await backend.reserve(WORKER, 1) == []
-        slow_disk(True)
+        await slow_disk(True)
         enqueuing = asyncio.create_task(backend.enqueue_tasks([new("a", unique=unique)]))
         with psycopg.connect(own_server.url, autocommit=True) as connection:
             waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
             await until(lambda: connection.execute(waiting).fetchone() == (1,))
         assert await backend.get_task("a") is None
-        slow_disk(False)
+        await slow_disk(False)
         assert [answer.created for answer in await enqueuing] == [True]
         assert await backend.get_task("a") is not None
 
