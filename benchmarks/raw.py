@@ -17,13 +17,14 @@ from typing import Any
 from benchmarks.calls import echo
 from sitq._ids import new_id
 from sitq.backends.sqlite._accept import accept
-from sitq.backends.sqlite._rows import INSERT, NewRow, new_row
-from sitq.backends.sqlite._work import END, RESERVE
+from sitq.backends.sqlite._many import chunks, values
+from sitq.backends.sqlite._rows import NewRow, insert_statement, new_row
+from sitq.backends.sqlite._work import RESERVE, end_statement
 from sitq.core import Task
 from sitq.serialization import CloudpickleSerializer
 
 __all__ = [
-    "BATCH", "END", "RESULT", "connect", "drain", "ends", "insert", "insert_one", "reserve", "rows",
+    "BATCH", "RESULT", "complete", "connect", "drain", "ends", "insert", "insert_one", "reserve", "rows",
     "tasks",
 ]  # fmt: skip
 
@@ -73,7 +74,7 @@ def insert(path: str, new: list[NewRow], batch: int) -> float:
 def insert_one(connection: sqlite3.Connection, row: NewRow) -> None:
     """Insert one row in a commit of its own."""
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute(INSERT, row)
+    connection.execute(insert_statement(1), row)
     connection.execute("COMMIT")
 
 
@@ -87,8 +88,7 @@ def drain(path: str) -> tuple[int, float]:
         checkpointed = 0
         while True:
             connection.execute("BEGIN IMMEDIATE")
-            if ended:
-                connection.executemany(END, ended)
+            complete(connection, ended)
             reserved = reserve(connection, BATCH)
             connection.execute("COMMIT")
             if connection.total_changes - checkpointed > _CHANGES_PER_CHECKPOINT:
@@ -107,10 +107,16 @@ def reserve(connection: sqlite3.Connection, limit: int) -> list[tuple[Any, ...]]
     return connection.execute(RESERVE, values | {"worker": f"raw-{os.getpid()}"}).fetchall()
 
 
+def complete(connection: sqlite3.Connection, ended: list[tuple[Any, ...]]) -> None:
+    """Complete by the store's statement what `ends` returned."""
+    for chunk in chunks(ended):
+        connection.execute(end_statement(len(chunk)), values(chunk))
+
+
 def ends(reserved: list[tuple[Any, ...]], started: float | None = None) -> list[tuple[Any, ...]]:
     """Return the values by which the store completes reserved tasks."""
     now = time.time()
     return [
-        (2, now, _DAY, now, "success", RESULT, None, None, None, 1, row[6], started or now, now, row[0], row[12])
+        (2, now, _DAY, "success", RESULT, None, None, None, 1, row[6], started or now, now, row[0], row[12])
         for row in reserved
     ]

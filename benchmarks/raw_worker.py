@@ -45,7 +45,7 @@ def main() -> None:
             connection.execute("COMMIT")
             started = time.monotonic()
             connection.execute("BEGIN IMMEDIATE")
-            connection.executemany(raw.END, raw.ends(reserved, started))
+            raw.complete(connection, raw.ends(reserved, started))
             connection.execute("COMMIT")
             os.pwrite(done, b"changed\n", 0)
 

@@ -84,7 +84,8 @@ def enqueue(scale: Scale, files: Files) -> Iterator[Figure]:
     ways: list[tuple[str, Way, int, int, str]] = [
         ("enqueue, one at a time", _one_at_a_time, 1, scale.tasks // 10, "0.5 of raw"),
         ("enqueue, 100 coroutines", by_coroutines, raw.BATCH, scale.tasks, ""),
-        ("enqueue, bulk", in_bulk, 1000, scale.tasks, "0.5 of raw"),
+        ("enqueue, bulk", in_bulk, raw.BATCH, scale.tasks, "0.5 of raw"),
+        ("enqueue, bulk", in_bulk, 1000, scale.tasks, ""),
     ]
     for name, way, batch, count, wanted in ways:
         rows_of = partial(raw.rows, count)

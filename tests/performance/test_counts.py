@@ -44,8 +44,8 @@ class Statements:
     def _note(self, statement: str) -> None:
         words = statement.split()
         kind = words[0]
-        if kind == "UPDATE":  # SET status = 2: the end of a task
-            kind = "END" if words[1] == "sitq_tasks" and words[5] == "2," else kind
+        if kind == "UPDATE":  # SET status = o.status: the end of many tasks
+            kind = "END" if words[1] == "sitq_tasks" and words[5] == "o.status," else kind
         self.counts[kind] += 1
 
     def clear(self) -> None:
@@ -90,13 +90,15 @@ async def calls_in(work: Callable[[], Coroutine[Any, Any, Any]]) -> int:
 # --- the store --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_bulk_enqueue_is_one_commit_and_one_insert_a_task(tmp_path: Path, statements: Statements) -> None:
+async def test_a_bulk_enqueue_is_one_commit_and_one_insert_for_100_tasks(
+    tmp_path: Path, statements: Statements
+) -> None:
     async with TaskQueue(SQLiteBackend(path_of(tmp_path))) as queue:
         statements.clear()
         await fill(queue)
     assert statements.counts["BEGIN"] == statements.counts["COMMIT"] == 1
-    assert statements.counts["INSERT"] == TASKS
-    assert statements.counts.total() <= TASKS + 4
+    assert statements.counts["INSERT"] == TASKS / 100
+    assert statements.counts.total() <= TASKS / 100 + 4
 
 
 async def test_a_single_enqueue_is_one_statement_in_one_commit(tmp_path: Path, statements: Statements) -> None:
@@ -117,21 +119,19 @@ async def test_coroutines_share_commits(tmp_path: Path, statements: Statements) 
 
         statements.clear()
         await asyncio.gather(*(some() for _ in range(100)))
-    assert statements.counts["INSERT"] == TASKS
-    assert statements.counts["COMMIT"] <= TASKS / 4  # usually 20 to 60
+    assert statements.counts["INSERT"] <= TASKS / 4  # usually 10 to 30
+    assert statements.counts["COMMIT"] <= TASKS / 4
 
 
 @pytest.mark.parametrize("slots", [10, 100])
-async def test_a_drained_task_is_ended_once_and_shares_all_else(
-    tmp_path: Path, statements: Statements, slots: int
-) -> None:
+async def test_drained_tasks_share_all_statements(tmp_path: Path, statements: Statements, slots: int) -> None:
     async with TaskQueue(SQLiteBackend(path_of(tmp_path))) as queue:
         await fill(queue)
         statements.clear()
         await Worker(queue, max_concurrency=slots).run_until_empty()
-    assert statements.counts["END"] == TASKS
-    assert statements.counts["COMMIT"] <= TASKS / 4  # usually 10 to 60
-    assert statements.counts.total() <= TASKS * 1.5
+    assert 1 <= statements.counts["END"] <= TASKS / 4  # usually 20 to 60
+    assert statements.counts["COMMIT"] <= TASKS / 4
+    assert statements.counts.total() <= TASKS / 2  # usually 100 to 200
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

@@ -78,6 +78,24 @@ async def test_no_statement_reads_the_whole_table() -> None:
             assert all("sitq_leases" in scan for scan in scans), (text, steps)
 
 
+@pytest.mark.parametrize("is_analyzed", [False, True])
+@pytest.mark.parametrize("count", [1, 100])
+async def test_settled_tasks_are_found_by_their_ids(count: int, is_analyzed: bool) -> None:
+    """Also by statistics from an hour in which nothing ran, when the index of running tasks looks empty."""
+    async with SQLiteBackend(":memory:") as backend:
+        await inside(backend, lambda tx: fill(tx.connection, 1_000))
+        if is_analyzed:
+            await rows_of(backend, "ANALYZE")
+        await backend.enqueue_tasks([new() for _ in range(count)])
+        reserved = await backend.reserve(WORKER, count)
+        seen = await statements(backend, lambda: backend.settle([completed(task) for task in reserved]))
+        (settle,) = [text for text in seen if text.lstrip().startswith("UPDATE")]
+        steps = [row[3] for row in await rows_of(backend, f"EXPLAIN QUERY PLAN {settle}")]
+        assert [step for step in steps if "sitq_tasks" in step] == [
+            "SEARCH sitq_tasks USING INDEX sqlite_autoindex_sitq_tasks_1 (id=?)"
+        ]
+
+
 def steps_of(connection: sqlite3.Connection, action: Any) -> int:
     """Return how many hundreds of instructions SQLite's machine takes for `action`."""
     count = [0]

@@ -15,7 +15,7 @@ from sitq.backends.sqlite._store import _stores
 from sitq.backends.sqlite._work import Transaction
 from sitq.core import Result, TaskFilter
 from sitq.exceptions import BackendError, TaskNotFoundError
-from sqlite.store_kit import WORKER, handed_in, inside, line_of, new, start, statements
+from sqlite.store_kit import WORKER, completed, handed_in, inside, line_of, new, start, statements
 
 
 @pytest.fixture
@@ -32,6 +32,34 @@ class Held:
     def __call__(self, tx: Transaction) -> None:
         self.inside.set()
         self.gate.wait(60)
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+async def test_among_many_new_tasks_those_that_are_there_are_told_apart(path: Path) -> None:
+    async with SQLiteBackend(path) as backend:
+        there = {f"task-{number}" for number in (0, 7, 99, 100, 130, 136)}
+        await backend.enqueue_tasks([new(task_id, payload=b"first") for task_id in sorted(there)])
+        accepted = await backend.enqueue_tasks([new(f"task-{number}", payload=b"then") for number in range(137)])
+        assert [item.id for item in accepted] == [f"task-{number}" for number in range(137)]
+        assert {item.id for item in accepted if not item.created} == there
+        stored = {task.id: task.payload for task in await backend.reserve(WORKER, 200)}
+        assert {task_id for task_id, payload in stored.items() if payload == b"first"} == there
+        assert len(stored) == 137
+
+
+async def test_among_many_outcomes_each_is_judged_by_its_fence(path: Path) -> None:
+    async with SQLiteBackend(path) as backend:
+        await backend.enqueue_tasks([new() for _ in range(137)])
+        reserved = await backend.reserve(WORKER, 137)
+        settled, lost = reserved[3], reserved[50]
+        assert await backend.settle([completed(settled)]) == [True]
+        await backend.update_task_status(lost.id, "failed")
+        answers = await backend.settle([completed(task) for task in reserved])
+        assert answers == [task is not lost for task in reserved]
+        statuses = [await backend.get_task(task.id) for task in reserved]
+        assert [task.status for task in statuses if task] == ["failed" if t is lost else "completed" for t in reserved]
 
 
 # --- durability -------------------------------------------------------------------------------------------------------

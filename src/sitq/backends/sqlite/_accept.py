@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from sitq.backends.sqlite._rows import INSERT, NewRow
+from sitq.backends.sqlite._many import chunks, values
+from sitq.backends.sqlite._rows import NewRow, insert_statement
 from sitq.backends.sqlite._schema import INLINE
 from sitq.core import Accepted
 
@@ -36,21 +37,21 @@ def _is_plain(row: NewRow) -> bool:
 
 
 def _insert_many(connection: sqlite3.Connection, rows: list[NewRow], _now: float = 0.0) -> list[Accepted]:
-    """Insert rows by `executemany`: it stops at an id that is there, and the count of changes says which it was."""
+    """Insert rows, many to a statement; one that meets an id that is there does nothing, and its rows go alone."""
     accepted: list[Accepted] = []
-    while len(accepted) < len(rows):
-        left = rows[len(accepted) :] if accepted else rows
-        before = connection.total_changes
+    for chunk in chunks(rows):
         try:
-            connection.executemany(INSERT, left)
+            connection.execute(insert_statement(len(chunk)), values(chunk))
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorname != "SQLITE_CONSTRAINT_UNIQUE":
                 raise
-            new = connection.total_changes - before
-            accepted += [Accepted(id=row[0]) for row in left[:new]]
-            accepted.append(Accepted(id=left[new][0], created=False))
+            if len(chunk) == 1:
+                accepted.append(Accepted(id=chunk[0][0], created=False))
+            else:
+                for row in chunk:
+                    accepted += _insert_many(connection, [row])
         else:
-            accepted += [Accepted(id=row[0]) for row in left]
+            accepted += [Accepted(id=row[0]) for row in chunk]
     return accepted
 
 

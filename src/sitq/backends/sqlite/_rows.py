@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from sitq.backends._options import options_from, options_text
 from sitq.backends._view import clean, expired_result
 from sitq.backends.sqlite._clock import Clock
+from sitq.backends.sqlite._many import placeholders
 from sitq.core import DEFAULT_OPTIONS, Reason, ReservedTask, Result, Status, Task
 from sitq.exceptions import ValidationError
 
 __all__ = [
-    "INSERT", "RESULT_COLUMNS", "STATUSES", "STATUS_CODES", "TASK_COLUMNS", "NewRow", "new_row", "reserved_from",
-    "result_from", "result_values", "seconds", "task_from",
+    "RESULT_COLUMNS", "STATUSES", "STATUS_CODES", "TASK_COLUMNS", "NewRow", "insert_statement", "new_row",
+    "reserved_from", "result_from", "result_values", "seconds", "task_from",
 ]  # fmt: skip
 
 NewRow = tuple[Any, ...]
@@ -25,11 +26,16 @@ STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
 STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
 _FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)  # in every time zone
 
-INSERT = """
-INSERT INTO sitq_tasks
-(id, queue, priority, due, created_at, name, options, expires, retention, unique_key, unique_until, payload)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
+_NEW_COLUMNS = (
+    "id, queue, priority, due, created_at, name, options, expires, retention, unique_key, unique_until, payload"
+)
+_NEW_WIDTH = _NEW_COLUMNS.count(",") + 1
+
+
+@cache
+def insert_statement(count: int) -> str:
+    """Return the statement that stores `count` rows of `new_row`."""
+    return f"INSERT INTO sitq_tasks ({_NEW_COLUMNS}) VALUES {placeholders(_NEW_WIDTH, count)}"  # noqa: S608 (constants)
 
 
 def seconds(moment: datetime | None) -> float | None:
@@ -59,7 +65,7 @@ _moment_of_lease = lru_cache(maxsize=16)(_moment_of)  # what is reserved togethe
 
 
 def new_row(task: Task, now: float) -> NewRow:
-    """Return the values of `INSERT` for a task. Raises `ValidationError` for what no row can hold."""
+    """Return the values of `insert_statement` for a task. Raises `ValidationError` for what no row can hold."""
     created = task.created_at.timestamp()
     due = created if task.eta is None else max(created, task.eta.timestamp())
     options = task.options
