@@ -147,14 +147,11 @@ _END_SET = ", ".join(f"{column} = o.{column}" for column in RESULT_COLUMNS.split
 
 @cache
 def end_statement(count: int) -> str:
-    """Return the statement that ends `count` tasks; takes `_END_COLUMNS` of each.
-
-    The plus keeps the index of leases out of it, whatever statistics say: each task is found by its id.
-    """
+    """Return the statement that ends `count` tasks; takes `_END_COLUMNS` of each."""
     return f"""
     UPDATE sitq_tasks SET status = o.status, {at_end("o.now", "o.kept")}, {_END_SET}
     FROM (SELECT {_END_NAMED} FROM (VALUES {placeholders(_END_WIDTH, count)})) AS o
-    WHERE sitq_tasks.id = o.id AND sitq_tasks.fence = o.fence AND +sitq_tasks.status = 1
+    WHERE sitq_tasks.id = o.id AND sitq_tasks.fence = o.fence AND sitq_tasks.status = 1
     """  # noqa: S608 (constants only)
 
 
