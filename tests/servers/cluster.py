@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import socket
 import time
 from typing import Any, Self
 
@@ -97,22 +95,7 @@ class Cluster:
 
 
 def _node(kind: str, *settings: str) -> RedisServer:
-    node = RedisServer(kind, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *settings)
-    node.port = _low_port()
-    return node
-
-
-def _low_port() -> int:
-    """Return a port that is free, and so is the one 10,000 above it, on which nodes talk."""
-    while True:
-        port = random.randrange(20000, 32000)
-        try:
-            for number in (port, port + 10_000):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", number))
-        except OSError:
-            continue
-        return port
+    return RedisServer(kind, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *settings)
 
 
 def ask(node: RedisServer, *words: Any) -> Any:

