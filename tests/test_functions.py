@@ -162,10 +162,10 @@ async def test_a_name_that_is_not_there_yet_waits_at_no_cost(queue: TaskQueue) -
 # --- prefetch ---------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 1000), st.floats(0, 10) | st.none())
-def test_prefetch_is_bounded_and_zero_for_long_tasks(slots: int, average: float | None) -> None:
-    limit = prefetch_limit(slots, average)
-    assert 0 <= limit <= 500
+@given(st.integers(1, 1000), st.floats(0, 10) | st.none(), st.integers(0, 1000))
+def test_prefetch_is_bounded_and_zero_for_long_tasks(slots: int, average: float | None, most: int) -> None:
+    limit = prefetch_limit(slots, average, most)
+    assert 0 <= limit <= most
     if average is None or average >= 0.05:
         assert limit == 0
     elif average > 0:
@@ -177,10 +177,10 @@ def test_a_step_to_long_tasks_stops_the_prefetch_within_a_few(slots: int, short:
     average: float | None = None
     for _ in range(100):
         average = smoothed(average, short)
-    assert prefetch_limit(slots, average) > 0
+    assert prefetch_limit(slots, average, 250) > 0
     for _ in range(2):
         average = smoothed(average, long)
-    assert prefetch_limit(slots, average) == 0
+    assert prefetch_limit(slots, average, 250) == 0
 
 
 @given(st.lists(st.floats(0, 100), min_size=1))

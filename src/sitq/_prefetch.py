@@ -4,19 +4,18 @@ from __future__ import annotations
 
 __all__ = ["GIVE_BACK_AFTER", "prefetch_limit", "smoothed"]
 
-_MOST = 250  # with 500 two processes on one file drain a quarter less: each holds the lock for longer
 _AHEAD = 0.05
 GIVE_BACK_AFTER = 0.1  # seconds a reserved task may wait for a slot before it is handed back
 
 
-def prefetch_limit(slots: int, average: float | None) -> int:
+def prefetch_limit(slots: int, average: float | None, most: int) -> int:
     """Return how many tasks to hold ready for `slots` slots, when one takes `average` seconds (None: not known yet).
 
-    As many as the slots work off in 50 ms: short tasks flow in large batches, long ones are never hoarded.
+    As many as the slots work off in 50 ms, up to `most`: short tasks flow in large batches, long ones are never hoarded.
     """
     if average is None or average >= _AHEAD:
         return 0
-    return min(_MOST, int(slots * _AHEAD / max(average, 1e-6)))
+    return min(most, int(slots * _AHEAD / max(average, 1e-6)))
 
 
 def smoothed(average: float | None, duration: float) -> float:

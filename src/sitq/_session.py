@@ -265,7 +265,7 @@ class Session:
 
     def _wanted(self) -> int:
         """Return how many to reserve: free slots and, ahead of them, what short tasks will use up in no time."""
-        ahead = prefetch_limit(self._slots, self._average)
+        ahead = prefetch_limit(self._slots, self._average, self._backend.prefetch)
         self._refill_at = ahead // 2
         if len(self._backlog) > self._refill_at or self._settler.owed >= MOST_OWED:
             return 0

@@ -104,6 +104,9 @@ class Backend(ABC):
     poll_interval: float = 1.0
     """How often, in seconds, an idle worker looks for work unless it is told otherwise."""
 
+    prefetch: int = 250
+    """How many very short tasks a worker may hold ready beyond its free slots; a task of 50 ms or more it never does."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for capability in cls.capabilities:
