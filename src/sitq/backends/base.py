@@ -105,7 +105,7 @@ class Backend(ABC):
     """How often, in seconds, an idle worker looks for work unless it is told otherwise."""
 
     prefetch: int = 250
-    """How many very short tasks a worker may hold ready beyond its free slots; a task of 50 ms or more it never does."""
+    """How many very short tasks a worker may hold ready beyond its free slots: none that take 50 ms or more."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
