@@ -11,7 +11,7 @@ GIVE_BACK_AFTER = 0.1  # seconds a reserved task may wait for a slot before it i
 def prefetch_limit(slots: int, average: float | None, most: int) -> int:
     """Return how many tasks to hold ready for `slots` slots, when one takes `average` seconds (None: not known yet).
 
-    As many as the slots work off in 50 ms, at most `most`: short tasks flow in large batches, long ones are not hoarded.
+    As many as the slots work off in 50 ms, up to `most`: short tasks flow in large batches, long ones are not hoarded.
     """
     if average is None or average >= _AHEAD:
         return 0
