@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.calls import echo
 from sitq._ids import new_id
 from sitq.backends.sqlite._accept import accept
-from sitq.backends.sqlite._many import chunks, values
+from sitq.backends.sqlite._many import chunks, flat
 from sitq.backends.sqlite._rows import NewRow, insert_statement, new_row
 from sitq.backends.sqlite._work import RESERVE, end_statement
 from sitq.core import Task
@@ -110,7 +110,7 @@ def reserve(connection: sqlite3.Connection, limit: int) -> list[tuple[Any, ...]]
 def complete(connection: sqlite3.Connection, ended: list[tuple[Any, ...]]) -> None:
     """Complete by the store's statement what `ends` returned."""
     for chunk in chunks(ended):
-        connection.execute(end_statement(len(chunk)), values(chunk))
+        connection.execute(end_statement(len(chunk)), flat(chunk))
 
 
 def ends(reserved: list[tuple[Any, ...]], started: float | None = None) -> list[tuple[Any, ...]]:

@@ -28,9 +28,9 @@ def new(task_id: str | None = None, payload: bytes = b"call", **options: Any) ->
     return NewTask(task=Task(id=task_id, name="m:f", payload=payload, options=TaskOptions(**options)))
 
 
-def completed(task: ReservedTask) -> Outcome:
+def completed(task: ReservedTask, value: bytes = b"value") -> Outcome:
     """Return the outcome of a task that went well."""
-    return Outcome.completed(task.id, task.fence, Result(task_id=task.id, payload=b"value"))
+    return Outcome.completed(task.id, task.fence, Result(task_id=task.id, payload=value))
 
 
 async def inside(backend: SQLiteBackend, work: Callable[[Transaction], T]) -> T:

@@ -53,13 +53,14 @@ async def test_among_many_outcomes_each_is_judged_by_its_fence(path: Path) -> No
     async with SQLiteBackend(path) as backend:
         await backend.enqueue_tasks([new() for _ in range(137)])
         reserved = await backend.reserve(WORKER, 137)
-        settled, lost = reserved[3], reserved[50]
+        settled, lost, large = reserved[3], reserved[50], reserved[60]
         assert await backend.settle([completed(settled)]) == [True]
         await backend.update_task_status(lost.id, "failed")
-        answers = await backend.settle([completed(task) for task in reserved])
-        assert answers == [task is not lost for task in reserved]
-        statuses = [await backend.get_task(task.id) for task in reserved]
-        assert [task.status for task in statuses if task] == ["failed" if t is lost else "completed" for t in reserved]
+        outcomes = [completed(task, b"x" * 10_000 if task is large else b"value") for task in reserved]
+        assert await backend.settle(outcomes) == [task is not lost for task in reserved]
+        results = [await backend.get_result(task.id) for task in reserved]
+        sizes = [len(result.payload or b"") if result else None for result in results]
+        assert sizes == [None if task is lost else 10_000 if task is large else 5 for task in reserved]
 
 
 # --- durability -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from sitq.backends.sqlite._many import chunks, values
+from sitq.backends.sqlite._many import chunks, flat
 from sitq.backends.sqlite._rows import NewRow, insert_statement
 from sitq.backends.sqlite._schema import INLINE
 from sitq.core import Accepted
@@ -41,7 +41,7 @@ def _insert_many(connection: sqlite3.Connection, rows: list[NewRow], _now: float
     accepted: list[Accepted] = []
     for chunk in chunks(rows):
         try:
-            connection.execute(insert_statement(len(chunk)), values(chunk))
+            connection.execute(insert_statement(len(chunk)), flat(chunk))
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorname != "SQLITE_CONSTRAINT_UNIQUE":
                 raise

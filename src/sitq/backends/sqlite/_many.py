@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-__all__ = ["chunks", "placeholders", "values"]
+__all__ = ["chunks", "flat", "placeholders"]
 
 _SIZES = (100, 25, 5, 1)  # few, so that the statements stay prepared; one of 250 rows costs no less a row
 
@@ -30,6 +30,6 @@ def placeholders(width: int, count: int) -> str:
     return ", ".join([row] * count)
 
 
-def values(rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+def flat(rows: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Return the values for `placeholders`."""
     return list(chain.from_iterable(rows))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Self
 
 from sitq.backends._view import RETENTION, clean
 from sitq.backends.sqlite._clock import Clock
-from sitq.backends.sqlite._many import chunks, placeholders, values
+from sitq.backends.sqlite._many import chunks, flat, placeholders
 from sitq.backends.sqlite._rows import RESULT_COLUMNS, STATUS_CODES, TASK_COLUMNS, result_values
+from sitq.backends.sqlite._schema import INLINE
 from sitq.core import CRASHED, Extended, Held, Outcome, OutcomeKind, Status, WorkerInfo
 
 __all__ = [
@@ -139,9 +140,9 @@ def at_end(now: str = "?", retention: str = "?") -> str:
 
 RESULT_SET = ", ".join(f"{column} = ?" for column in RESULT_COLUMNS.split(", "))
 _AT_END = at_end()
-_END_COLUMNS = f"status, now, kept, {RESULT_COLUMNS}, id, fence"
-_END_NAMED = ", ".join(f"column{number} AS {name}" for number, name in enumerate(_END_COLUMNS.split(", "), start=1))
-_END_WIDTH = _END_COLUMNS.count(",") + 1
+_END_COLUMNS = f"status, now, kept, {RESULT_COLUMNS}, id, fence".split(", ")
+_RESULT = _END_COLUMNS.index("result")
+_END_NAMED = ", ".join(f"column{number} AS {name}" for number, name in enumerate(_END_COLUMNS, start=1))
 _END_SET = ", ".join(f"{column} = o.{column}" for column in RESULT_COLUMNS.split(", "))
 
 
@@ -150,7 +151,7 @@ def end_statement(count: int) -> str:
     """Return the statement that ends `count` tasks; takes `_END_COLUMNS` of each."""
     return f"""
     UPDATE sitq_tasks SET status = o.status, {at_end("o.now", "o.kept")}, {_END_SET}
-    FROM (SELECT {_END_NAMED} FROM (VALUES {placeholders(_END_WIDTH, count)})) AS o
+    FROM (SELECT {_END_NAMED} FROM (VALUES {placeholders(len(_END_COLUMNS), count)})) AS o
     WHERE sitq_tasks.id = o.id AND sitq_tasks.fence = o.fence AND sitq_tasks.status = 1
     """  # noqa: S608 (constants only)
 
@@ -196,8 +197,8 @@ def settle(tx: Transaction, outcomes: Sequence[Outcome]) -> list[bool]:
     again = [_again_values(outcome, tx.now) for outcome in outcomes if outcome.kind not in _ENDS]
     changed = 0
     if ended:
-        for chunk in chunks(ended):
-            changed += tx.connection.execute(end_statement(len(chunk)), values(chunk)).rowcount
+        for piece in _pieces(ended):
+            changed += tx.connection.execute(end_statement(len(piece)), flat(piece)).rowcount
         tx.done = True
     if again:
         head = (tx.now, tx.now, _FAILED_RETENTION, tx.now)
@@ -218,6 +219,12 @@ def _end_values(outcome: Outcome, now: float) -> tuple[Any, ...]:
     status = _ENDS[outcome.kind]
     head = (STATUS_CODES[status], now, RETENTION[status])
     return (*head, *result_values(outcome.result), outcome.task_id, outcome.fence)
+
+
+def _pieces(ended: list[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """Cut what has ended into pieces, a statement each. SQLite holds one in memory, so a large result goes alone."""
+    yield from chunks([row for row in ended if len(row[_RESULT] or b"") <= INLINE])
+    yield from ([row] for row in ended if len(row[_RESULT] or b"") > INLINE)
 
 
 def _again_values(outcome: Outcome, now: float) -> tuple[Any, ...]:
