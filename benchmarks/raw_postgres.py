@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -124,10 +123,10 @@ class RawPostgres:
 
 def _ends(reserved: list[Any]) -> tuple[list[Any], ...]:
     """Return the values by which the store completes reserved tasks."""
-    count, now = len(reserved), datetime.now(UTC)
+    count, now = len(reserved), time.time()
     nothing = [None] * count
     return (
         [row[_ID] for row in reserved], [row[_FENCE] for row in reserved], [2] * count, ["success"] * count,
-        [RESULT] * count, nothing, nothing, nothing, [1] * count, [row[_CREATED] for row in reserved],
+        [RESULT] * count, nothing, nothing, nothing, [1] * count, [row[_CREATED].timestamp() for row in reserved],
         [now] * count, [now] * count,
     )  # fmt: skip

@@ -150,7 +150,7 @@ class TestMarks:
         first = await store.run(lambda tx: _reserve.reserve(tx, WORKER, 20, marks))
         assert marks.lanes() == []  # it was quick
         marks.note_full_look(first, 0.1, now=1000.0)
-        assert marks.lanes() == [["default"], [0], [first[-1][7]]]
+        assert marks.lanes() == [["default"], [0], [first[-1]["created_at"]]]
         assert not marks.wants_look(1001.9)
         assert marks.wants_look(1002.1)
         await backend.enqueue_tasks([new("urgent", priority=9), new("old", priority=0)])

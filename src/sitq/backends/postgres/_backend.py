@@ -232,7 +232,8 @@ class PostgresBackend(ByteBackend):
         return accepted
 
     async def reserve(self, worker: WorkerInfo, max_tasks: int) -> list[ReservedTask]:
-        return [reserved_from(row) for row in await (await self._open()).reserve(worker, max_tasks)]
+        rows = await (await self._open()).reserve(worker, max_tasks)
+        return [reserved_from(row, worker) for row in rows]
 
     async def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
         size = sum(ROW_BYTES + len(o.result.payload or b"") for o in outcomes if o.result is not None)

@@ -16,6 +16,7 @@ from sitq.backends.postgres._rows import (
     STATUS_CODES,
     STATUSES,
     TASK_COLUMNS,
+    result_set,
     result_values,
 )
 from sitq.backends.postgres._settle import CANCELLED_RESULT, at_end
@@ -48,10 +49,7 @@ async def read_results(tx: Tx, task_ids: Sequence[str]) -> list[Any]:
 
 # --- moves by hand ----------------------------------------------------------------------------------------------------
 
-_RESULT_SET = ", ".join(
-    f"{name} = ${number}::{kind}"
-    for number, (name, kind) in enumerate(zip(RESULT_COLUMNS.split(", "), RESULT_TYPES, strict=True), start=4)
-)
+_RESULT_SET = result_set(f"${number}::{kind}" for number, kind in enumerate(RESULT_TYPES, start=4))
 _WRITE_RESULT = f"{{begin}} UPDATE {{s}}.sitq_tasks AS k SET {_RESULT_SET} FROM t WHERE k.id = $3 RETURNING k.seq"
 
 _STATE = "SELECT status, options FROM {s}.sitq_tasks WHERE id = $1 FOR UPDATE"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from sitq.backends._options import options_from, options_text
 from sitq.backends._view import clean, expired_result
-from sitq.core import DEFAULT_OPTIONS, Reason, ReservedTask, Result, Status, Task
+from sitq.core import DEFAULT_OPTIONS, Reason, ReservedTask, Result, Status, Task, WorkerInfo
 from sitq.exceptions import ValidationError
 
 __all__ = [
-    "RESULT_COLUMNS", "RESULT_TYPES", "STATUSES", "STATUS_CODES", "TASK_COLUMNS", "NewRow", "columns", "new_row",
-    "reserved_from", "result_from", "result_values", "task_from",
+    "RESERVED_COLUMNS", "RESULT_COLUMNS", "RESULT_TYPES", "STATUSES", "STATUS_CODES", "TASK_COLUMNS", "NewRow",
+    "columns", "new_row", "reserved_from", "result_from", "result_set", "result_values", "task_from",
 ]  # fmt: skip
 
 NewRow = tuple[Any, ...]
@@ -47,62 +49,108 @@ def new_row(task: Task) -> NewRow:
 
 
 TASK_COLUMNS = """k.id, k.status, k.name, k.queue, k.priority, k.options, k.created_at, k.due, k.attempt, k.crashes,
-    k.solo_crashes, k.fence, k.worker_id, k.lease_until, k.cancel_requested, k.progress, k.reason, k.reserved_at"""
+    k.solo_crashes, k.fence, k.worker_id, k.lease_until, k.cancel_requested, k.progress, k.reason"""
 """What `task_from` reads, followed by whether it expired unseen, and the payload."""
 
 
 def task_from(row: Sequence[Any]) -> Task:
     """Return the task in a row of `TASK_COLUMNS`, "expired" and payload."""
-    task = Task(**_task_fields(row))
-    if row[18]:
-        task.status, task.reason = Status.FAILED, Reason.EXPIRED
-    return task
-
-
-def reserved_from(row: Sequence[Any]) -> ReservedTask:
-    """Return the reserved task in a row of `TASK_COLUMNS`, anything and payload."""
-    return ReservedTask(**_task_fields(row), reserved_at=row[17])
-
-
-def _task_fields(row: Sequence[Any]) -> dict[str, Any]:
     (
         task_id, status, name, queue, priority, options, created, due, attempt, crashes, solo_crashes, fence, worker_id,
-        lease_until, cancel_requested, progress, reason, _reserved, _expired, payload, *_,
+        lease_until, cancel_requested, progress, reason, is_expired, payload, *_,
     ) = row  # fmt: skip
-    return {
-        "id": task_id,
-        "status": STATUSES[status],
-        "name": name,
-        "payload": payload,
-        "options": options_from(queue, priority, options),
-        "created_at": created,
-        "eta": due if due > created else None,
-        "attempt": attempt,
-        "crashes": crashes,
-        "solo_crashes": solo_crashes,
-        "fence": fence or None,
-        "worker_id": worker_id,
-        "lease_expires_at": lease_until,
-        "cancel_requested": cancel_requested,
-        "progress": None if progress is None else json.loads(progress),
-        "reason": reason,
-    }
+    return Task(
+        id=task_id,
+        status=Status.FAILED if is_expired else STATUSES[status],
+        name=name,
+        payload=payload,
+        options=options_from(queue, priority, options),
+        created_at=created,
+        eta=due if due > created else None,
+        attempt=attempt,
+        crashes=crashes,
+        solo_crashes=solo_crashes,
+        fence=fence or None,
+        worker_id=worker_id,
+        lease_expires_at=lease_until,
+        cancel_requested=cancel_requested,
+        progress=None if progress is None else json.loads(progress),
+        reason=Reason.EXPIRED if is_expired else reason,
+    )
+
+
+RESERVED_COLUMNS = (
+    "id, name, payload, queue, priority, options, created_at, eta, attempt, crashes, solo_crashes, fence, "
+    "cancel_requested, progress, reason"
+)
+"""What `reserved_from` reads of a row, followed by the time in seconds since 1970. `eta` is None if it is `created_at`.
+
+What all rows of an answer share is not in them, and the time is a number: the driver takes 1.4 us for what was left
+out, of 3.0 us a row.
+"""
+
+
+def reserved_from(row: Sequence[Any], worker: WorkerInfo) -> ReservedTask:
+    """Return the task in a row of `RESERVED_COLUMNS` and the time, as `worker` has it now."""
+    (
+        task_id, name, payload, queue, priority, options, created, eta, attempt, crashes, solo_crashes, fence,
+        cancel_requested, progress, reason, now, *_,
+    ) = row  # fmt: skip
+    reserved_at, lease_expires_at = _term(now, worker.lease)
+    return ReservedTask(
+        id=task_id,
+        status=Status.RUNNING,
+        name=name,
+        payload=payload,
+        options=options_from(queue, priority, options),
+        created_at=created,
+        eta=eta,
+        attempt=attempt,
+        crashes=crashes,
+        solo_crashes=solo_crashes,
+        fence=fence,
+        worker_id=worker.id,
+        lease_expires_at=lease_expires_at,
+        cancel_requested=cancel_requested,
+        progress=None if progress is None else json.loads(progress),
+        reason=reason,
+        reserved_at=reserved_at,
+    )
+
+
+@lru_cache(maxsize=16)  # what is reserved together begins and ends together
+def _term(now: float, lease: float) -> tuple[datetime, datetime]:
+    reserved_at = datetime.fromtimestamp(now, UTC)
+    return reserved_at, reserved_at + timedelta(seconds=lease)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
 RESULT_COLUMNS = "outcome, result, error, traceback, reason, attempts, enqueued_at, started_at, finished_at"
-RESULT_TYPES = ("text", "bytea", "text", "text", "text", "int", "timestamptz", "timestamptz", "timestamptz")
+RESULT_TYPES = ("text", "bytea", "text", "text", "text", "int", *["double precision"] * 3)
+"""Of what `result_values` returns. Moments are seconds since 1970, which the driver encodes in a fifth of the time."""
+
+
+def result_set(values: Iterable[str]) -> str:
+    """Return what sets `RESULT_COLUMNS` to SQL expressions of `RESULT_TYPES`."""
+    return ", ".join(
+        f"{name} = to_timestamp({value})" if name.endswith("_at") else f"{name} = {value}"
+        for name, value in zip(RESULT_COLUMNS.split(", "), values, strict=True)
+    )
 
 
 def result_values(result: Result | None) -> tuple[Any, ...]:
-    """Return the values of `RESULT_COLUMNS`."""
+    """Return the values of `RESULT_COLUMNS`, as `RESULT_TYPES`."""
     if result is None:
         return (None,) * 9
     return (
         result.status, result.payload, clean(result.error), clean(result.traceback), clean(result.reason),
-        result.attempts, result.enqueued_at, result.started_at, result.finished_at,
+        result.attempts, _seconds(result.enqueued_at), _seconds(result.started_at), _seconds(result.finished_at),
     )  # fmt: skip
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()
 
 
 def result_from(row: Sequence[Any]) -> Result | None:

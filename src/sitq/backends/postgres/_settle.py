@@ -9,7 +9,14 @@ from typing import Any
 
 from sitq.backends._view import RETENTION, clean
 from sitq.backends.postgres._connect import Tx
-from sitq.backends.postgres._rows import RESULT_COLUMNS, RESULT_TYPES, STATUS_CODES, columns, result_values
+from sitq.backends.postgres._rows import (
+    RESULT_COLUMNS,
+    RESULT_TYPES,
+    STATUS_CODES,
+    columns,
+    result_set,
+    result_values,
+)
 from sitq.core import CRASHED, Extended, Held, Outcome, OutcomeKind, Status, WorkerInfo
 
 __all__ = [
@@ -41,7 +48,7 @@ RUNNING = "k.status + 0 = 1"
 # --- settle -----------------------------------------------------------------------------------------------------------
 
 _BY_STATUS = f"CASE o.status WHEN 2 THEN {RETENTION[Status.COMPLETED]} ELSE {_FAILED} END"
-_RESULT_SET = ", ".join(f"{name} = o.{name}" for name in RESULT_COLUMNS.split(", "))
+_RESULT_SET = result_set(f"o.{name}" for name in RESULT_COLUMNS.split(", "))
 _RESULT_ARRAYS = ", ".join(f"${number}::{kind}[]" for number, kind in enumerate(RESULT_TYPES, start=6))
 END = f"""
 {{begin}}

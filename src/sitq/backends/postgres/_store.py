@@ -18,7 +18,7 @@ from sitq._group_commit import Lane, Operation
 from sitq.backends.postgres import _accept, _errors, _reserve, _schema, _settle
 from sitq.backends.postgres._connect import Clock, Connections, Settings, Tx, transaction
 from sitq.backends.postgres._listen import NOTIFY, Listener, channel
-from sitq.backends.postgres._rows import NewRow, reserved_from
+from sitq.backends.postgres._rows import NewRow
 from sitq.core import Accepted, Outcome, WorkerInfo
 from sitq.exceptions import BackendError, SitqError
 
@@ -89,7 +89,7 @@ class Store:
         return await self._reserves.run(Operation(Lane.WORK, (worker, limit), unheard=self._give_back))
 
     def _give_back(self, rows: list[Any]) -> None:
-        outcomes = [Outcome.released(task.id, task.fence) for task in map(reserved_from, rows)]
+        outcomes = [Outcome.released(row["id"], row["fence"]) for row in rows]
         if outcomes:
             self._settles.post(Operation(Lane.WORK, outcomes))
 

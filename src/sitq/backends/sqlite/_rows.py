@@ -58,7 +58,7 @@ def _moment_of(stamp: float) -> datetime:
         return _LAST if stamp > 0 else _FIRST
 
 
-_moment_of_lease = lru_cache(maxsize=16)(_moment_of)  # what is reserved together ends together
+_shared_moment = lru_cache(maxsize=16)(_moment_of)  # what is reserved together begins and ends together
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def reserved_from(rows: Iterable[tuple[Any, ...]], clock: Clock) -> list[Reserve
     reserved = []
     for row in rows:
         task = _fill(ReservedTask, row, lease_offset)
-        task.reserved_at = _moment(row[18])
+        task.reserved_at = _shared_moment(row[18])
         reserved.append(task)
     return reserved
 
@@ -123,7 +123,7 @@ def _fill(kind: type[T], row: tuple[Any, ...], lease_offset: float) -> T:
         solo_crashes=solo_crashes,
         fence=fence or None,
         worker_id=worker_id,
-        lease_expires_at=None if lease_until is None else _moment_of_lease(lease_offset + lease_until),
+        lease_expires_at=None if lease_until is None else _shared_moment(lease_offset + lease_until),
         cancel_requested=bool(cancel_requested),
         progress=None if progress is None else json.loads(progress),
         reason=reason,
