@@ -30,6 +30,7 @@ __all__ = [
 
 BATCH = 100
 _DAY = 86_400.0
+_ID, _CREATED, _FENCE = 0, 5, 10  # in a row of RESERVE
 _CHANGES_PER_CHECKPOINT = 8000  # as the store does
 RESULT = CloudpickleSerializer().encode_result("", 1)
 """What a no-op task returned."""
@@ -117,6 +118,21 @@ def ends(reserved: list[tuple[Any, ...]], started: float | None = None) -> list[
     """Return the values by which the store completes reserved tasks."""
     now = time.time()
     return [
-        (2, now, _DAY, "success", RESULT, None, None, None, 1, row[6], started or now, now, row[0], row[12])
+        (
+            2,
+            now,
+            _DAY,
+            "success",
+            RESULT,
+            None,
+            None,
+            None,
+            1,
+            row[_CREATED],
+            started or now,
+            now,
+            row[_ID],
+            row[_FENCE],
+        )
         for row in reserved
     ]

@@ -132,7 +132,7 @@ async def test_the_work_per_task_does_not_grow_with_what_waits_and_what_has_ende
             def measured(tx: Transaction) -> int:
                 rows: list[tuple[Any, ...]] = []
                 cost = steps_of(tx.connection, lambda: rows.extend(_work.reserve(tx, WORKER, 50)))
-                outcomes = [Outcome.released(row[0], row[12], delay=1e12) for row in rows]
+                outcomes = [Outcome.released(row[0], row[10], delay=1e12) for row in rows]
                 assert len(rows) == 50
                 return cost + steps_of(tx.connection, lambda: _work.settle(tx, outcomes))
 

@@ -226,7 +226,8 @@ class SQLiteBackend(ByteBackend):
         store = await self._open()
 
         def give_back(rows: list[tuple[Any, ...]]) -> None:
-            outcomes = [Outcome.released(task.id, task.fence) for task in reserved_from(rows, self._clock)]
+            tasks = [reserved_from(row, worker) for row in rows]
+            outcomes = [Outcome.released(task.id, task.fence) for task in tasks]
             if outcomes:
                 store.write_unheard(self._clock, lambda tx: _work.settle(tx, outcomes))
 
@@ -234,7 +235,7 @@ class SQLiteBackend(ByteBackend):
         wait = self._work_waits.get(asyncio.get_running_loop())
         if wait is not None:
             wait.answered(found=bool(rows))
-        return reserved_from(rows, self._clock)
+        return [reserved_from(row, worker) for row in rows]
 
     async def settle(self, outcomes: Sequence[Outcome]) -> list[bool]:
         size = sum(ROW_BYTES + len(o.result.payload or b"") for o in outcomes if o.result is not None)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache, lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 from sitq.backends._options import options_from, options_text
 from sitq.backends._view import clean, expired_result
 from sitq.backends.sqlite._clock import Clock
 from sitq.backends.sqlite._many import placeholders
-from sitq.core import DEFAULT_OPTIONS, Reason, ReservedTask, Result, Status, Task
+from sitq.core import DEFAULT_OPTIONS, Reason, ReservedTask, Result, Status, Task, WorkerInfo
 from sitq.exceptions import ValidationError
 
 __all__ = [
-    "RESULT_COLUMNS", "STATUSES", "STATUS_CODES", "TASK_COLUMNS", "NewRow", "insert_statement", "new_row",
-    "reserved_from", "result_from", "result_values", "seconds", "task_from",
+    "RESERVED_COLUMNS", "RESULT_COLUMNS", "STATUSES", "STATUS_CODES", "TASK_COLUMNS", "NewRow", "insert_statement",
+    "new_row", "reserved_from", "result_from", "result_values", "seconds", "task_from",
 ]  # fmt: skip
 
 NewRow = tuple[Any, ...]
-T = TypeVar("T", bound=Task)
 STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
 STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
 _FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)  # in every time zone
@@ -81,38 +80,21 @@ def new_row(task: Task, now: float) -> NewRow:
 
 
 TASK_COLUMNS = """id, status, name, queue, priority, options, created_at, due, expires, attempt, crashes, solo_crashes,
-    fence, worker_id, lease_until, cancel_requested, progress, reason, reserved_at"""
+    fence, worker_id, lease_until, cancel_requested, progress, reason"""
 """What `task_from` reads, followed by the payload."""
 
 
 def task_from(row: tuple[Any, ...], clock: Clock) -> Task:
     """Return the task in a row of `TASK_COLUMNS` and payload. A queued task past its `expires` has failed."""
-    task = _fill(Task, row, clock.now() - clock.lease_now())
-    if task.status == Status.QUEUED and row[8] is not None and row[8] <= clock.now():
-        task.status, task.reason = Status.FAILED, Reason.EXPIRED
-    return task
-
-
-def reserved_from(rows: Iterable[tuple[Any, ...]], clock: Clock) -> list[ReservedTask]:
-    """Return the reserved tasks in rows of `TASK_COLUMNS` and payload."""
-    lease_offset = clock.now() - clock.lease_now()
-    reserved = []
-    for row in rows:
-        task = _fill(ReservedTask, row, lease_offset)
-        task.reserved_at = _shared_moment(row[18])
-        reserved.append(task)
-    return reserved
-
-
-def _fill(kind: type[T], row: tuple[Any, ...], lease_offset: float) -> T:
-    """Make a task of a row; `lease_offset` leads from the lease clock to wall time."""
     (
-        task_id, status, name, queue, priority, options, created, due, _expires, attempt, crashes, solo_crashes,
-        fence, worker_id, lease_until, cancel_requested, progress, reason, _reserved, payload,
+        task_id, status, name, queue, priority, options, created, due, expires, attempt, crashes, solo_crashes,
+        fence, worker_id, lease_until, cancel_requested, progress, reason, payload,
     ) = row  # fmt: skip
-    return kind(
+    now = clock.now()
+    is_expired = STATUSES[status] == Status.QUEUED and expires is not None and expires <= now
+    return Task(
         id=task_id,
-        status=STATUSES[status],
+        status=Status.FAILED if is_expired else STATUSES[status],
         name=name,
         payload=payload,
         options=options_from(queue, priority, options),
@@ -123,10 +105,42 @@ def _fill(kind: type[T], row: tuple[Any, ...], lease_offset: float) -> T:
         solo_crashes=solo_crashes,
         fence=fence or None,
         worker_id=worker_id,
-        lease_expires_at=None if lease_until is None else _shared_moment(lease_offset + lease_until),
+        lease_expires_at=None if lease_until is None else _moment_of(now - clock.lease_now() + lease_until),
+        cancel_requested=bool(cancel_requested),
+        progress=None if progress is None else json.loads(progress),
+        reason=Reason.EXPIRED if is_expired else reason,
+    )
+
+
+RESERVED_COLUMNS = """id, name, queue, priority, options, created_at, due, attempt, crashes, solo_crashes, fence,
+    cancel_requested, progress, reason, reserved_at"""
+"""What `reserved_from` reads, followed by the payload."""
+
+
+def reserved_from(row: tuple[Any, ...], worker: WorkerInfo) -> ReservedTask:
+    """Return the task in a row of `RESERVED_COLUMNS` and payload, as `worker` has it now."""
+    (
+        task_id, name, queue, priority, options, created, due, attempt, crashes, solo_crashes, fence,
+        cancel_requested, progress, reason, reserved, payload, *_,
+    ) = row  # fmt: skip
+    return ReservedTask(
+        id=task_id,
+        status=Status.RUNNING,
+        name=name,
+        payload=payload,
+        options=options_from(queue, priority, options),
+        created_at=_moment_of(created),
+        eta=_moment_of(due) if due > created else None,
+        attempt=attempt,
+        crashes=crashes,
+        solo_crashes=solo_crashes,
+        fence=fence,
+        worker_id=worker.id,
+        lease_expires_at=_shared_moment(reserved + worker.lease),
         cancel_requested=bool(cancel_requested),
         progress=None if progress is None else json.loads(progress),
         reason=reason,
+        reserved_at=_shared_moment(reserved),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 from sitq.backends._view import RETENTION, clean
 from sitq.backends.sqlite._clock import Clock
 from sitq.backends.sqlite._many import chunks, flat, placeholders
-from sitq.backends.sqlite._rows import RESULT_COLUMNS, STATUS_CODES, TASK_COLUMNS, result_values
+from sitq.backends.sqlite._rows import RESERVED_COLUMNS, RESULT_COLUMNS, STATUS_CODES, result_values
 from sitq.backends.sqlite._schema import INLINE
 from sitq.core import CRASHED, Extended, Held, Outcome, OutcomeKind, Status, WorkerInfo
 
@@ -85,9 +85,9 @@ UPDATE sitq_tasks SET
     crashes = crashes + (status = 1), attempt = attempt + 1, fence = max(fence, :floor) + 1,
     status = 1, worker_id = :worker, lease_until = :lease_now + :lease, reserved_at = :now
 WHERE seq IN (SELECT seq FROM picked ORDER BY priority DESC, due, seq LIMIT :limit)
-RETURNING {TASK_COLUMNS}, {PAYLOAD}, seq
+RETURNING {RESERVED_COLUMNS}, {PAYLOAD}, seq
 """  # noqa: S608 (constants only)
-_PRIORITY, _DUE, _SEQ = 4, 7, 20
+_PRIORITY, _DUE, _SEQ = 3, 6, 16
 
 NEXT_WORK = f"""
 {_LANES}
@@ -108,7 +108,7 @@ def reserve(tx: Transaction, worker: WorkerInfo, limit: int) -> list[tuple[Any, 
         "lease": worker.lease, "floor": tx.epoch << 32, "worker": worker.id,
     }).fetchall()  # fmt: skip
     rows.sort(key=lambda row: (-row[_PRIORITY], row[_DUE], row[_SEQ]))  # RETURNING promises no order
-    return [row[:_SEQ] for row in rows]
+    return rows
 
 
 def next_work(connection: sqlite3.Connection, worker: WorkerInfo, clock: Clock) -> float | None:
