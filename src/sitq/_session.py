@@ -313,11 +313,16 @@ class Session:
         """Give back what waits for a slot too long: another worker may have one free."""
         while True:
             await self._crowded.wait()
-            await asyncio.sleep(GIVE_BACK_AFTER / 2)
-            while self._backlog and self._backlog[0].reserved_at < time.monotonic() - GIVE_BACK_AFTER:
+            while self._backlog:
+                early = self._backlog[0].reserved_at + GIVE_BACK_AFTER - time.monotonic()
+                if early > 0:
+                    await asyncio.sleep(early)
+                    continue
                 self._release(self._backlog.popleft())
-            if not self._backlog:
-                self._crowded.clear()
+                # So long do tasks take at least. The worker took back at once what it had given back, for as long as
+                # its slots were busy: an idle worker beside it had nothing of 200 short tasks within 60 s.
+                self._average = max(self._average or 0.0, GIVE_BACK_AFTER)
+            self._crowded.clear()
 
     def _release(self, run: Run) -> None:
         self._settler.put(run, Outcome.released(run.reserved.id, run.reserved.fence))

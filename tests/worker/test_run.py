@@ -141,6 +141,29 @@ async def test_short_tasks_do_not_wait_for_the_store_that_reserves_the_next() ->
     assert len(early) >= 3, f"tasks in the worker's hands when it reserved: {held}"
 
 
+ends: list[asyncio.Event] = []
+
+
+async def wait_for_the_end() -> None:
+    seen.append("long")
+    await ends[-1].wait()
+
+
+async def test_what_is_held_behind_a_long_task_goes_to_an_idle_worker(queue: TaskQueue) -> None:
+    ends.append(asyncio.Event())
+    await queue.enqueue_many(note, [(number,) for number in range(300)])
+    long = await queue.enqueue(wait_for_the_end)
+    await queue.enqueue_many(note, [(number,) for number in range(300, 500)])
+    async with Worker(queue, max_concurrency=1, lease=3600.0):
+        await until(lambda: "long" in seen)
+        assert len(seen) < 400, "the rest was not held"
+        async with Worker(queue, max_concurrency=1, lease=3600.0):
+            await until(lambda: len(seen) == 501)
+            ends[-1].set()
+            await long.result(timeout=60)
+    assert sorted(number for number in seen if number != "long") == list(range(500))
+
+
 async def test_an_async_task_runs_beside_a_blocked_thread(queue: TaskQueue) -> None:
     async with Worker(queue, max_concurrency=2):
         await queue.enqueue(wait_for_gate)
