@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import sitq
 from sitq import Retry, TaskQueue, UnresolvableError, ValidationError, Worker, task
-from sitq._prefetch import prefetch_limit, smoothed
+from sitq._prefetch import FEW, adapted, prefetch_limit, smoothed
 from sitq.functions import TaskSettings, function_name, is_importable, resolve, settings_of
 from sitq.retry import backoff, quarantined, retry_delay, unresolvable_delay
 
@@ -170,6 +170,24 @@ def test_prefetch_is_bounded_and_zero_for_long_tasks(slots: int, average: float 
         assert limit == 0
     elif average > 0:
         assert limit * average <= slots * 0.05 + average
+
+
+def test_what_waits_too_long_for_a_slot_is_held_less() -> None:
+    most = FEW
+    for _ in range(10):
+        most = adapted(most, 0.01, 1000)
+    assert most == 1000
+    for wanted in (500, FEW, FEW):
+        most = adapted(most, 0.06, 1000)
+        assert most == wanted
+
+
+@given(st.integers(0, 2000), st.lists(st.floats(0, 1)))
+def test_no_more_is_held_than_the_store_says(limit: int, waits: list[float]) -> None:
+    most = min(FEW, limit)
+    for waited in waits:
+        most = adapted(most, waited, limit)
+        assert min(FEW, limit) <= most <= limit
 
 
 @given(st.integers(1, 100), st.floats(1e-5, 0.01), st.floats(1, 100))

@@ -20,7 +20,7 @@ from sitq._lease import Heartbeat, held_of, note_extended
 from sitq._limits import Limits
 from sitq._memory import rss
 from sitq._plan import Plan, plan_for
-from sitq._prefetch import GIVE_BACK_AFTER, prefetch_limit, smoothed
+from sitq._prefetch import FEW, GIVE_BACK_AFTER, adapted, prefetch_limit, smoothed
 from sitq._processes import ProcessPool
 from sitq._report import Reporter
 from sitq._settle import MOST_OWED, Settler
@@ -79,7 +79,9 @@ class Session:
         self._backlog: deque[Run] = deque()
         self._not_due: set[Run] = set()  # held for a store that hands tasks out before their eta
         self._running = 0
-        self._average: float | None = None
+        self._average: float | None = None  # seconds that a task takes
+        self._waited = 0.0  # seconds that the last one had waited for its slot
+        self._most_ahead = min(FEW, queue.backend.prefetch)
         self._stopping = False
         self._hurry = False  # asked to stop twice: no grace
         self._retiring = False  # stopping by itself, at a limit
@@ -248,6 +250,7 @@ class Session:
             try:
                 reserved = await self._backend.reserve(self.info, wanted)
                 if reserved:
+                    self._most_ahead = adapted(self._most_ahead, self._waited, self._backend.prefetch)
                     self._take(reserved, asked)
                     for _ in range(_LET_START):  # and then reserve in the transaction that settles them
                         await asyncio.sleep(0)
@@ -265,7 +268,7 @@ class Session:
 
     def _wanted(self) -> int:
         """Return how many to reserve: free slots and, ahead of them, what short tasks will use up in no time."""
-        ahead = prefetch_limit(self._slots, self._average, self._backend.prefetch)
+        ahead = prefetch_limit(self._slots, self._average, self._most_ahead)
         self._refill_at = ahead // 2
         if len(self._backlog) > self._refill_at or self._settler.owed >= MOST_OWED:
             return 0
@@ -346,6 +349,7 @@ class Session:
             outcome = await self._executor.execute(run)
             if run.started is not None:
                 self._average = smoothed(self._average, time.monotonic() - run.started)
+                self._waited = run.started - run.reserved_at
             if self._held.get(run.reserved.id) is run and not run.settling:
                 run.settling = True  # it has ended: nothing stops it any more, also while progress is handed over
                 if outcome is not None and self._plan.leases and run.unpublished() is not None:

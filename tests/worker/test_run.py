@@ -141,6 +141,22 @@ async def test_short_tasks_do_not_wait_for_the_store_that_reserves_the_next() ->
     assert len(early) >= 3, f"tasks in the worker's hands when it reserved: {held}"
 
 
+@pytest.mark.parametrize(("prefetch", "least", "most"), [(0, 1, 2), (250, 100, 252), (1000, 400, 500)])
+async def test_a_store_says_how_many_are_held_ready(prefetch: int, least: int, most: int) -> None:
+    asked: list[int] = []
+
+    class Asked(MemoryBackend):
+        async def reserve(self, worker: WorkerInfo, max_tasks: int) -> list[ReservedTask]:
+            asked.append(max_tasks)
+            return await super().reserve(worker, max_tasks)
+
+    Asked.prefetch = prefetch
+    async with TaskQueue(Asked()) as queue:
+        await queue.enqueue_many(note, [(number,) for number in range(6000)])
+        await Worker(queue, max_concurrency=2).run_until_empty()
+    assert least <= max(asked) <= most, asked
+
+
 ends: list[asyncio.Event] = []
 
 
