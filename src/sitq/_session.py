@@ -316,16 +316,21 @@ class Session:
         """Give back what waits for a slot too long: another worker may have one free."""
         while True:
             await self._crowded.wait()
-            while self._backlog:
-                early = self._backlog[0].reserved_at + GIVE_BACK_AFTER - time.monotonic()
+            while (run := next(filter(self._may_go_back, self._backlog), None)) is not None:
+                early = run.reserved_at + GIVE_BACK_AFTER - time.monotonic()
                 if early > 0:
                     await asyncio.sleep(early)
                     continue
-                self._release(self._backlog.popleft())
+                self._backlog.remove(run)
+                self._release(run)
                 # So long do tasks take at least. The worker took back at once what it had given back, for as long as
                 # its slots were busy: an idle worker beside it had nothing of 200 short tasks within 60 s.
                 self._average = max(self._average or 0.0, GIVE_BACK_AFTER)
             self._crowded.clear()
+
+    def _may_go_back(self, run: Run) -> bool:
+        """Say whether the store knows all of a task: one that is retried here starts over elsewhere."""
+        return self._plan.defer or run.reserved.attempt < 2
 
     def _release(self, run: Run) -> None:
         self._settler.put(run, Outcome.released(run.reserved.id, run.reserved.fence))

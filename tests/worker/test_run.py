@@ -180,6 +180,34 @@ async def test_what_is_held_behind_a_long_task_goes_to_an_idle_worker(queue: Tas
     assert sorted(number for number in seen if number != "long") == list(range(500))
 
 
+async def fail() -> None:
+    seen.append("try")
+    raise ValueError("again")
+
+
+async def test_a_retry_the_store_knows_nothing_of_waits_here_for_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgets(MemoryBackend):
+        capabilities = MemoryBackend.capabilities & ~Capability.DEFER
+
+    monkeypatch.setattr("sitq._session.GIVE_BACK_AFTER", 0.0)
+    monkeypatch.setattr("sitq.retry.backoff", lambda *_: 0.3)  # the long task has the slot by then
+    ends.append(asyncio.Event())
+    given_back: list[object] = []
+    async with TaskQueue(Forgets()) as queue:
+        queue.on("released", given_back.append)
+        async with Worker(queue, max_concurrency=1) as worker:
+            failing = await queue.options(retry=Retry(max_attempts=2)).enqueue(fail)
+            await until(lambda: "try" in seen)
+            await queue.enqueue(wait_for_the_end)
+            session = worker._session
+            assert session is not None
+            await until(lambda: bool(session._backlog or given_back))
+            ends[-1].set()
+            with pytest.raises(TaskFailedError):
+                await failing.result(timeout=60)
+    assert seen == ["try", "long", "try"]
+
+
 async def test_an_async_task_runs_beside_a_blocked_thread(queue: TaskQueue) -> None:
     async with Worker(queue, max_concurrency=2):
         await queue.enqueue(wait_for_gate)
