@@ -111,7 +111,7 @@ LEFT JOIN reserved ON true ORDER BY priority DESC, due, seq
 """
 _QUEUE, _PRIORITY, _CREATED, _ETA = 3, 4, 6, 7
 _SLOW = 0.02  # seconds: until then the order is exact
-_SURELY_SLOW, _LOOKS = 0.01, 8  # seconds that each of so many looks took: not the machine's mood
+_SURELY_SLOW, _LOOKS = 0.005, 8  # seconds that each of so many looks took: not the machine's mood
 _QUICK_AGAIN = 0.003  # seconds that a look in front takes where there is little to step over
 _BLIND = 2.0  # seconds
 _MANY = 10
