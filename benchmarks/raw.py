@@ -119,20 +119,8 @@ def ends(reserved: list[tuple[Any, ...]], started: float | None = None) -> list[
     now = time.time()
     return [
         (
-            2,
-            now,
-            _DAY,
-            "success",
-            RESULT,
-            None,
-            None,
-            None,
-            1,
-            row[_CREATED],
-            started or now,
-            now,
-            row[_ID],
+            2, now, _DAY, "success", RESULT, None, None, None, 1, row[_CREATED], started or now, now, row[_ID],
             row[_FENCE],
         )
         for row in reserved
-    ]
+    ]  # fmt: skip
