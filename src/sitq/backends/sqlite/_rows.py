@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from sitq.backends._options import options_from, options_text
 from sitq.backends._view import clean, expired_result
@@ -21,6 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 NewRow = tuple[Any, ...]
+T = TypeVar("T", bound=Task)
 STATUSES = (Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED)
 STATUS_CODES: Mapping[Status, int] = {status: code for code, status in enumerate(STATUSES)}
 _FIRST, _LAST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)  # in every time zone
@@ -79,22 +80,43 @@ def new_row(task: Task, now: float) -> NewRow:
     )  # fmt: skip
 
 
-TASK_COLUMNS = """id, status, name, queue, priority, options, created_at, due, expires, attempt, crashes, solo_crashes,
-    fence, worker_id, lease_until, cancel_requested, progress, reason"""
+_COLUMNS = """id, name, queue, priority, options, created_at, due, attempt, crashes, solo_crashes, fence,
+    cancel_requested, progress, reason"""
+TASK_COLUMNS = f"{_COLUMNS}, status, expires, worker_id, lease_until"
 """What `task_from` reads, followed by the payload."""
+RESERVED_COLUMNS = f"{_COLUMNS}, reserved_at"
+"""What `reserved_from` reads, followed by the payload."""
 
 
 def task_from(row: tuple[Any, ...], clock: Clock) -> Task:
     """Return the task in a row of `TASK_COLUMNS` and payload. A queued task past its `expires` has failed."""
+    *_, status, expires, worker_id, lease_until, payload = row
+    task, now = _fill(Task, row, payload), clock.now()
+    task.status, task.worker_id = STATUSES[status], worker_id
+    if lease_until is not None:
+        task.lease_expires_at = _moment_of(now - clock.lease_now() + lease_until)
+    if task.status == Status.QUEUED and expires is not None and expires <= now:
+        task.status, task.reason = Status.FAILED, Reason.EXPIRED
+    return task
+
+
+def reserved_from(row: tuple[Any, ...], worker: WorkerInfo) -> ReservedTask:
+    """Return the task in a row of `RESERVED_COLUMNS`, payload and anything, as `worker` has it now."""
+    reserved_at, payload = row[14:16]
+    task = _fill(ReservedTask, row, payload)
+    task.status, task.worker_id = Status.RUNNING, worker.id
+    task.reserved_at, task.lease_expires_at = _shared_moment(reserved_at), _shared_moment(reserved_at + worker.lease)
+    return task
+
+
+def _fill(kind: type[T], row: tuple[Any, ...], payload: bytes | None) -> T:
+    """Make a task of a row that begins with `_COLUMNS`."""
     (
-        task_id, status, name, queue, priority, options, created, due, expires, attempt, crashes, solo_crashes,
-        fence, worker_id, lease_until, cancel_requested, progress, reason, payload,
+        task_id, name, queue, priority, options, created, due, attempt, crashes, solo_crashes, fence,
+        cancel_requested, progress, reason, *_,
     ) = row  # fmt: skip
-    now = clock.now()
-    is_expired = STATUSES[status] == Status.QUEUED and expires is not None and expires <= now
-    return Task(
+    return kind(
         id=task_id,
-        status=Status.FAILED if is_expired else STATUSES[status],
         name=name,
         payload=payload,
         options=options_from(queue, priority, options),
@@ -104,43 +126,9 @@ def task_from(row: tuple[Any, ...], clock: Clock) -> Task:
         crashes=crashes,
         solo_crashes=solo_crashes,
         fence=fence or None,
-        worker_id=worker_id,
-        lease_expires_at=None if lease_until is None else _moment_of(now - clock.lease_now() + lease_until),
-        cancel_requested=bool(cancel_requested),
-        progress=None if progress is None else json.loads(progress),
-        reason=Reason.EXPIRED if is_expired else reason,
-    )
-
-
-RESERVED_COLUMNS = """id, name, queue, priority, options, created_at, due, attempt, crashes, solo_crashes, fence,
-    cancel_requested, progress, reason, reserved_at"""
-"""What `reserved_from` reads, followed by the payload."""
-
-
-def reserved_from(row: tuple[Any, ...], worker: WorkerInfo) -> ReservedTask:
-    """Return the task in a row of `RESERVED_COLUMNS` and payload, as `worker` has it now."""
-    (
-        task_id, name, queue, priority, options, created, due, attempt, crashes, solo_crashes, fence,
-        cancel_requested, progress, reason, reserved, payload, *_,
-    ) = row  # fmt: skip
-    return ReservedTask(
-        id=task_id,
-        status=Status.RUNNING,
-        name=name,
-        payload=payload,
-        options=options_from(queue, priority, options),
-        created_at=_moment_of(created),
-        eta=_moment_of(due) if due > created else None,
-        attempt=attempt,
-        crashes=crashes,
-        solo_crashes=solo_crashes,
-        fence=fence,
-        worker_id=worker.id,
-        lease_expires_at=_shared_moment(reserved + worker.lease),
         cancel_requested=bool(cancel_requested),
         progress=None if progress is None else json.loads(progress),
         reason=reason,
-        reserved_at=_shared_moment(reserved),
     )
 
 
