@@ -27,7 +27,7 @@ from sitq.core import WorkerInfo
 
 __all__ = ["RawPostgres"]
 
-_ID, _CREATED, _FENCE = 0, 6, 11  # in a row of RESERVE
+_ID, _CREATED, _FENCE = 0, 5, 10  # in a row of RESERVE
 # By the indexes of what is queued and what runs, however many have ended.
 _HAS_WORK = """
 SELECT EXISTS (SELECT FROM {s}.sitq_tasks WHERE status = 0) OR EXISTS (SELECT FROM {s}.sitq_tasks WHERE status = 1)

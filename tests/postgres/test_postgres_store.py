@@ -227,7 +227,7 @@ class TestMarks:
         """Unless eight full looks in a row were slow: then it is not the machine that was busy for a moment."""
         marks = _reserve.Marks()
         row: list[Any] = [None] * 21
-        row[3], row[4], row[7] = "default", 0, 1.0
+        row[2], row[3], row[6] = "default", 0, 1.0
         for _ in range(7):
             marks.note_full_look([row], 0.03, now=1000.0)
         assert marks.lanes(limit=10)

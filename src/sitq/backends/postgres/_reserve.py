@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sitq.backends.postgres._connect import Tx
-from sitq.backends.postgres._rows import RESERVED_COLUMNS, columns
+from sitq.backends.postgres._rows import RESERVED_COLUMNS, TAKEN_COLUMNS, columns
 from sitq.backends.postgres._settle import CANCELLED_RESULT, KEEP_WORKER, RUNNING, at_end, worker_values
 from sitq.core import WorkerInfo
 
@@ -55,18 +55,15 @@ EXPIRE = f"{{begin}}, {_END_EXPIRED} SELECT count(*) FROM ended"
 """Ends queued tasks that are no longer wanted, 500 at a time. The words of the error are found when it is read."""
 
 _FLOOR = "floor AS MATERIALIZED (SELECT (SELECT epoch FROM {s}.sitq_epoch) << 32 AS fence)"
-_TAKEN = ", ".join(f"k.{name}" for name in RESERVED_COLUMNS.split(", ")).replace(
-    "k.eta", "nullif(k.due, k.created_at) AS eta"
-)
 _TAKE = f"""
 UPDATE {{s}}.sitq_tasks AS k SET
     crashes = k.crashes + k.status, attempt = k.attempt + 1,
     fence = CASE WHEN k.fence > floor.fence THEN k.fence ELSE floor.fence END + 1,
     status = 1, worker_id = $3, reserved_at = t.now, lease_until = t.now + make_interval(secs => $4)
 FROM floor, t WHERE k.seq = ANY (ARRAY(SELECT seq FROM picked))
-RETURNING {_TAKEN}, k.due, k.seq
+RETURNING {TAKEN_COLUMNS}, k.payload, k.due, k.seq
 """
-_ANSWER = f"{RESERVED_COLUMNS}, (SELECT extract(epoch FROM now)::double precision FROM t)"
+_ANSWER = f"{RESERVED_COLUMNS}, payload, (SELECT extract(epoch FROM now)::double precision FROM t)"
 
 # First what is best over all lanes, without locks; then as many of each lane, locked, others' skipped: a worker that
 # comes at the same moment gets the next ones. A LIMIT with FOR UPDATE in a sub-select may lock more than it returns,
@@ -109,7 +106,7 @@ _RESERVE = f"""
 SELECT {_ANSWER}, (SELECT count(*) FROM ended) + (SELECT count(*) FROM ended_cancelled) FROM (SELECT) AS one
 LEFT JOIN reserved ON true ORDER BY priority DESC, due, seq
 """
-_QUEUE, _PRIORITY, _CREATED, _ETA = 3, 4, 6, 7
+_QUEUE, _PRIORITY, _CREATED, _ETA = 2, 3, 5, 6
 _SLOW = 0.02  # seconds: until then the order is exact
 _SURELY_SLOW, _LOOKS = 0.005, 8  # seconds that each of so many looks took: not the machine's mood
 _QUICK_AGAIN = 0.003  # seconds that a look in front takes where there is little to step over
