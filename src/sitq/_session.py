@@ -241,9 +241,9 @@ class Session:
     async def _reserve_loop(self) -> None:
         failures = 0
         while not self._stopping:
-            wanted = self._wanted()
+            self._room.clear()
+            wanted = await self._wanted_in_a_lull()
             if wanted < 1:
-                self._room.clear()
                 await self._room.wait()
                 continue
             asked = time.monotonic()
@@ -265,6 +265,12 @@ class Session:
                 logger.warning("cannot reserve (%s: %s); again in %.1f s", type(error).__name__, error, pause)
                 if not self._stopping:
                     await self._until_woken(asyncio.sleep(pause))
+
+    async def _wanted_in_a_lull(self) -> int:
+        """Return how many to reserve; while tasks wait for their slot, a store in a thread is asked in a lull."""
+        if self._backlog and self._wanted() > 0:
+            await self._settler.lull()
+        return 0 if self._stopping else self._wanted()
 
     def _wanted(self) -> int:
         """Return how many to reserve: free slots and, ahead of them, what short tasks will use up in no time."""

@@ -28,6 +28,7 @@ logger = logging.getLogger("sitq")
 MOST_OWED = 2000  # outcomes: a store that settles slower than it reserves must not be handed ever more leases
 _BATCH = 500
 _TRIES = 5  # of one outcome, while others pass
+_LONGEST_RUSH = 0.01  # seconds: on a slow machine 250 tasks that do nothing take 7 ms
 
 
 class Settler:
@@ -59,10 +60,26 @@ class Settler:
                 await self._any.wait()
                 self._any.clear()
                 while self._pending:
+                    await self.lull()
                     await self._deliver(self._next_batch())
         finally:
             for task in self._alone:
                 task.cancel()
+
+    async def lull(self) -> None:
+        """Wait until a turn of the event loop ends no task; up to 10 ms, and not for a store that works elsewhere.
+
+        A store's own thread does not get the interpreter either while short tasks follow each other. Asked meanwhile,
+        it waited for the GIL, and each system call of a task and each turn of the loop woke it in vain: a drained task
+        that makes one call took 85 us of processor time, 59 when the store is asked in the lull (decision 0015).
+        """
+        if not self._backend.in_thread:
+            return
+        until = time.monotonic() + _LONGEST_RUSH
+        owed = -1
+        while owed != self.owed and len(self._pending) < _BATCH and time.monotonic() < until:
+            owed = self.owed
+            await asyncio.sleep(0)
 
     async def flush(self) -> None:
         """Deliver what is left, once, after `loop` was cancelled."""

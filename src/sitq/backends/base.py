@@ -107,6 +107,9 @@ class Backend(ABC):
     prefetch: int = 250
     """How many very short tasks a worker may hold ready beyond its free slots: none that take 50 ms or more."""
 
+    in_thread: bool = False
+    """Whether a thread of the worker's process does the store's work: it gets the interpreter when tasks leave it."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for capability in cls.capabilities:

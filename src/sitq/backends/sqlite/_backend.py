@@ -60,6 +60,7 @@ class SQLiteBackend(ByteBackend):
     """
 
     capabilities = ~Capability(0)
+    in_thread = True
 
     def __init__(
         self,
