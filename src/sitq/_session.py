@@ -24,7 +24,7 @@ from sitq._prefetch import FEW, GIVE_BACK_AFTER, adapted, prefetch_limit, smooth
 from sitq._processes import ProcessPool
 from sitq._report import Reporter
 from sitq._settle import MOST_OWED, Settler
-from sitq.core import CRASHED, Extended, Outcome, OutcomeKind, Phase, ReservedTask, WorkerInfo, utcnow
+from sitq.core import CRASHED, Extended, Outcome, OutcomeKind, ReservedTask, WorkerInfo, utcnow
 from sitq.events import EventName
 from sitq.exceptions import BackendError, WorkerError
 from sitq.queue import TaskQueue
@@ -42,7 +42,6 @@ _PURGE_BATCH = 500
 _RESERVE_BATCH = 500
 _AFTER_INTERRUPT = 5.0
 _LET_START = 2  # turns of the event loop: in one a task starts, in the other the outcome of a short one is handed over
-_ACTIVE = (Phase.READY, Phase.RUNNING, Phase.STALLED, Phase.RETRYING)
 
 
 class Session:
@@ -291,12 +290,7 @@ class Session:
         """Say whether nothing of this worker's queues is ready, running or in retry backoff."""
         if any(run not in self._not_due for run in self._held.values()):
             return False
-        if not self._plan.inspect:
-            return True
-        queues = [
-            q for q in await self._backend.count_tasks() if self.info.queues is None or q.queue in self.info.queues
-        ]
-        return not any(queue.phases.get(phase, 0) for queue in queues if not queue.paused for phase in _ACTIVE)
+        return not self._plan.inspect or not await self._backend.has_active_tasks(self.info)
 
     def _take(self, reserved: list[ReservedTask], asked: float) -> None:
         """Hold what was reserved. A reply so late that the store may have taken it back already is not started."""

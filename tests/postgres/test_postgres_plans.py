@@ -51,6 +51,7 @@ async def everything(backend: PostgresBackend) -> None:
     await backend.extend_leases(worker, held)
     for waiting in (worker, named):
         await backend.wait_for_work(waiting, 0.0)
+        await backend.has_active_tasks(waiting)
     await backend.wait_for_result(reserved[0].id, 0.0)
     await backend.get_task("fill-1")
     await backend.store_result("fill-1", result)

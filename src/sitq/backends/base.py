@@ -26,6 +26,7 @@ from sitq.core import (
     NewTask,
     Outcome,
     OutcomeKind,
+    Phase,
     QueueCounts,
     ReservedTask,
     Result,
@@ -77,6 +78,9 @@ REQUIRED_METHODS: Mapping[Capability, tuple[str, ...]] = {
     Capability.TRANSACTION: ("enqueue_in",),
 }
 """The methods a class must override before it may claim a capability."""
+
+
+_ACTIVE = (Phase.READY, Phase.RUNNING, Phase.STALLED, Phase.RETRYING)
 
 
 def check_move(task_id: str, old: str, new: str) -> Status:
@@ -272,6 +276,14 @@ class Backend(ABC):
     async def count_tasks(self) -> list[QueueCounts]:
         """INSPECT: count each queue's tasks by phase."""
         self._unsupported(Capability.INSPECT)
+
+    async def has_active_tasks(self, worker: WorkerInfo) -> bool:
+        """INSPECT: say whether a task of the worker's queues is ready, running, stalled or retrying; not if paused.
+
+        Counts all tasks; a store that keeps many overrides it.
+        """
+        wanted = [q for q in await self.count_tasks() if worker.queues is None or q.queue in worker.queues]
+        return any(queue.phases.get(phase, 0) for queue in wanted if not queue.paused for phase in _ACTIVE)
 
     async def list_workers(self) -> list[WorkerInfo]:
         """INSPECT: list the workers heard of within their lease."""

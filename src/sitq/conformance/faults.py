@@ -20,9 +20,9 @@ from sitq.worker import Worker
 
 _METHODS = [
     "abandon_worker", "cancel_tasks", "clone", "close", "connect", "count_tasks", "enqueue_in", "enqueue_task",
-    "enqueue_tasks", "extend_leases", "get_result", "get_task", "list_tasks", "list_workers", "pause_queue", "purge",
-    "requeue_tasks", "reserve", "reserve_task", "settle", "store_result", "update_task_status", "wait_for_result",
-    "wait_for_work",
+    "enqueue_tasks", "extend_leases", "get_result", "get_task", "has_active_tasks", "list_tasks", "list_workers",
+    "pause_queue", "purge", "requeue_tasks", "reserve", "reserve_task", "settle", "store_result", "update_task_status",
+    "wait_for_result", "wait_for_work",
 ]  # fmt: skip
 _UNHEARD = ("reserve", "reserve_task")  # without leases, an answer of these that is lost strands its tasks
 

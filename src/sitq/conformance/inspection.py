@@ -79,6 +79,28 @@ class InspectTests(Kit):
         made = await self.in_every_phase(backend)
         assert await self.ids(backend, phase=phase) == [made[phase]]
 
+    @requires(Capability.QUEUES, Capability.DEFER)
+    async def test_some_phases_are_active(self, backend: Backend) -> None:
+        """`has_active_tasks` is true for as long as a queue has a task that is ready, running or retrying."""
+        made = await self.in_every_phase(backend)
+        for queues in (("a",), ("b",), ("default",), ("nobody", "b"), None):
+            assert await backend.has_active_tasks(self.worker(queues=queues))
+        assert not await backend.has_active_tasks(self.worker(queues=("nobody",)))
+        for phase, queue in (("running", "a"), ("retrying", "b"), ("ready", "default")):
+            await backend.update_task_status(made[phase], "failed")
+            assert not await backend.has_active_tasks(self.worker(queues=(queue,)))
+        assert await self.ids(backend, phase="scheduled") == [made["scheduled"]]
+        assert not await backend.has_active_tasks(self.worker())
+
+    @requires(Capability.QUEUES, Capability.DEFER, Capability.PAUSE)
+    async def test_paused_queues_are_not_active(self, backend: Backend) -> None:
+        """`has_active_tasks` leaves paused queues out, whatever their tasks do."""
+        await self.in_every_phase(backend)
+        for queue in ("a", "b", "default"):
+            assert await backend.has_active_tasks(self.worker())
+            await backend.pause_queue(queue, paused=True)
+        assert not await backend.has_active_tasks(self.worker())
+
     @requires(Capability.CANCEL)
     async def test_filter_by_reason_of_failure(self, backend: Backend) -> None:
         """Cancelled tasks have a phase of their own."""

@@ -205,6 +205,9 @@ class FaultyBackend(Backend):
     async def count_tasks(self) -> list[QueueCounts]:
         return await self._call("count_tasks", self.backend.count_tasks)
 
+    async def has_active_tasks(self, worker: WorkerInfo) -> bool:
+        return await self._call("has_active_tasks", lambda: self.backend.has_active_tasks(worker))
+
     async def list_workers(self) -> list[WorkerInfo]:
         return await self._call("list_workers", self.backend.list_workers)
 

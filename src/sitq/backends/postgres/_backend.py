@@ -304,6 +304,9 @@ class PostgresBackend(ByteBackend):
     async def count_tasks(self) -> list[QueueCounts]:
         return await self._run(_inspect.count)
 
+    async def has_active_tasks(self, worker: WorkerInfo) -> bool:
+        return await self._run(lambda tx: _reserve.has_active(tx, worker))
+
     async def list_workers(self) -> list[WorkerInfo]:
         return await self._run(_inspect.list_workers)
 

@@ -12,7 +12,10 @@ from sitq.backends.postgres._rows import RESERVED_COLUMNS, TAKEN_COLUMNS, column
 from sitq.backends.postgres._settle import CANCELLED_RESULT, KEEP_WORKER, RUNNING, at_end, worker_values
 from sitq.core import WorkerInfo
 
-__all__ = ["EXPIRE", "FRONT", "NEXT_WORK", "QUICK", "RESERVE", "Marks", "look_in_front", "next_work", "reserve"]
+__all__ = [
+    "EXPIRE", "FRONT", "HAS_ACTIVE", "NEXT_WORK", "QUICK", "RESERVE", "Marks", "has_active", "look_in_front",
+    "next_work", "reserve",
+]  # fmt: skip
 
 # A loose scan: one probe for each queue and priority that has a queued task, whatever the number of rows.
 _LANES = """
@@ -159,6 +162,19 @@ SELECT {_ANSWER}, 0 FROM reserved ORDER BY priority DESC, due, seq
 """
 
 
+_UNEXPIRED = "(k.expires IS NULL OR k.expires > {now})"
+HAS_ACTIVE = f"""
+WITH RECURSIVE LANES
+SELECT EXISTS (SELECT 1 FROM {{s}}.sitq_tasks AS k WHERE k.status = 1 AND {_MINE})
+    OR EXISTS (SELECT 1 FROM {{s}}.sitq_tasks AS k WHERE k.status = 0 AND k.attempt > 0 AND {_UNEXPIRED} AND {_MINE})
+    OR EXISTS (SELECT 1 FROM open AS l CROSS JOIN LATERAL (
+        SELECT 1 FROM {{s}}.sitq_tasks AS k
+        WHERE k.status = 0 AND k.queue = l.queue AND k.priority = l.priority AND k.due <= {{now}} AND {_UNEXPIRED}
+        LIMIT 1
+    ) AS c)
+"""
+
+
 def _for(sql: str, queues: str, named: bool) -> str:
     """Return a statement for all queues, or for those that the parameter `queues` names."""
     return sql.replace("LANES", (_NAMED_LANES if named else _LANES).strip()).replace("QUEUES", queues)
@@ -166,6 +182,7 @@ def _for(sql: str, queues: str, named: bool) -> str:
 
 RESERVE = {named: _for(_RESERVE, "$4", named) for named in (False, True)}
 _NEXT_WORK = {named: _for(NEXT_WORK, "$2", named) for named in (False, True)}
+_HAS_ACTIVE = {named: _for(HAS_ACTIVE, "$2", named) for named in (False, True)}
 _FRONT = {named: _for(FRONT, "$2", named) for named in (False, True)}
 
 
@@ -263,3 +280,10 @@ async def next_work(tx: Tx, worker: WorkerInfo) -> float | None:
     queues = None if worker.queues is None else list(worker.queues)
     ((seconds,),) = await tx.read(_NEXT_WORK[queues is not None], queues)
     return None if seconds is None else float(seconds)
+
+
+async def has_active(tx: Tx, worker: WorkerInfo) -> bool:
+    """Say whether a task of the worker's queues is ready, running, stalled or retrying. A read."""
+    queues = None if worker.queues is None else list(worker.queues)
+    ((found,),) = await tx.read(_HAS_ACTIVE[queues is not None], queues)
+    return bool(found)

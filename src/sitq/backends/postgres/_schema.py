@@ -132,7 +132,11 @@ BEGIN
 END $$;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST, _ACCEPT)
+_RETRYING = """
+CREATE INDEX sitq_retrying ON {s}.sitq_tasks (queue) WHERE status = 0 AND attempt > 0;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _ACCEPT, _RETRYING)
 """Each script leads from the version of its index to the next. They are never edited once released, only added to.
 
 They only add, so that workers of the version before go on; one that cannot keep to that raises `oldest` in sitq_meta.

@@ -319,6 +319,9 @@ class SQLiteBackend(ByteBackend):
     async def count_tasks(self) -> list[QueueCounts]:
         return await self._read(lambda connection: _operate.count(connection, self._clock))
 
+    async def has_active_tasks(self, worker: WorkerInfo) -> bool:
+        return await self._read(lambda connection: _work.has_active(connection, worker, self._clock))
+
     async def list_workers(self) -> list[WorkerInfo]:
         return await self._read(lambda connection: _operate.list_workers(connection, self._clock))
 

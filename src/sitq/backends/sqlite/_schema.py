@@ -70,7 +70,9 @@ CREATE TABLE sitq_workers (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_FIRST,)
+_RETRYING = "CREATE INDEX sitq_retrying ON sitq_tasks (queue) WHERE status = 0 AND attempt > 0"
+
+MIGRATIONS: tuple[str, ...] = (_FIRST, _RETRYING)
 """Each script leads from the version of its index to the next. They are never edited once released, only added to."""
 
 VERSION = len(MIGRATIONS)

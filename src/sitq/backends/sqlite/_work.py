@@ -17,8 +17,8 @@ from sitq.backends.sqlite._schema import INLINE
 from sitq.core import CRASHED, Extended, Held, Outcome, OutcomeKind, Status, WorkerInfo
 
 __all__ = [
-    "CANCELLED_RESULT", "NEXT_WORK", "PAYLOAD", "RESERVE", "RESULT_SET", "Transaction", "abandon", "at_end",
-    "end_statement", "expire", "extend", "look", "next_work", "reserve", "settle",
+    "CANCELLED_RESULT", "HAS_ACTIVE", "NEXT_WORK", "PAYLOAD", "RESERVE", "RESULT_SET", "Transaction", "abandon",
+    "at_end", "end_statement", "expire", "extend", "has_active", "look", "next_work", "reserve", "settle",
 ]  # fmt: skip
 
 PAYLOAD = "coalesce(payload, (SELECT payload FROM sitq_payloads AS p WHERE p.seq = sitq_tasks.seq))"
@@ -96,6 +96,16 @@ SELECT min((
 )), (SELECT lease_until FROM sitq_tasks WHERE status = 1 AND {_MINE} ORDER BY lease_until LIMIT 1)
 FROM lane
 """  # noqa: S608
+_UNEXPIRED = "(expires IS NULL OR expires > :now)"
+HAS_ACTIVE = f"""
+{_LANES}
+SELECT EXISTS (SELECT 1 FROM sitq_tasks WHERE status = 1 AND {_MINE})
+    OR EXISTS (SELECT 1 FROM sitq_tasks WHERE status = 0 AND attempt > 0 AND {_UNEXPIRED} AND {_MINE})
+    OR EXISTS (SELECT 1 FROM lane WHERE EXISTS (
+        SELECT 1 FROM sitq_tasks
+        WHERE status = 0 AND queue = lane.queue AND priority = lane.priority AND due <= :now AND {_UNEXPIRED}
+    ))
+"""  # noqa: S608
 
 
 def reserve(tx: Transaction, worker: WorkerInfo, limit: int) -> list[tuple[Any, ...]]:
@@ -118,6 +128,12 @@ def next_work(connection: sqlite3.Connection, worker: WorkerInfo, clock: Clock) 
     if lease_until is not None:
         waits.append(lease_until - clock.lease_now())
     return min(waits, default=None)
+
+
+def has_active(connection: sqlite3.Connection, worker: WorkerInfo, clock: Clock) -> bool:
+    """Say whether a task of the worker's queues is ready, running, stalled or retrying. A read."""
+    values = {"queues": _queues_text(worker), "now": clock.now()}
+    return bool(connection.execute(HAS_ACTIVE, values).fetchone()[0])
 
 
 def _queues_text(worker: WorkerInfo) -> str | None:
