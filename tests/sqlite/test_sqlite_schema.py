@@ -76,7 +76,7 @@ async def test_no_statement_reads_the_whole_table() -> None:
         for text in wanted:
             steps = [row[3] for row in await rows_of(backend, f"EXPLAIN QUERY PLAN {text}")]
             scans = [step for step in steps if step.startswith("SCAN sitq_tasks")]
-            # Without statistics SQLite calls "all of a partial index" a scan; those of running and retried ones are meant.
+            # Without statistics SQLite calls "all of a partial index" a scan: of running or of retried tasks.
             assert all("sitq_leases" in scan or "sitq_retrying" in scan for scan in scans), (text, steps)
 
 
