@@ -1,9 +1,13 @@
 """What needs no store: durations, moments, sizes, shares, concerns."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
+from sitq import MemoryBackend, TaskQueue
+from sitq.cli import _serve
 from sitq.cli._find import Wanted
 from sitq.cli._health import concerns, serves, unserved
 from sitq.cli._serve import Share, shares
@@ -114,6 +118,28 @@ def test_only_ready_tasks_of_a_queue_that_runs_are_left_alone() -> None:
     queues = [counts("a", ready=1), counts("b", ready=1), counts("c", scheduled=1), counts("d", paused=True, ready=1)]
     alone = unserved(queues, [WorkerInfo(id="w", queues=("b",))])
     assert [queue.queue for queue in alone] == ["a"]
+
+
+async def test_a_store_that_counts_slowly_is_seldom_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    pauses: list[float] = []
+
+    class Slow(MemoryBackend):
+        async def count_tasks(self) -> list[QueueCounts]:
+            now[0] += takes
+            return await super().count_tasks()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(_serve, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(_serve, "asyncio", SimpleNamespace(sleep=sleep))
+    async with TaskQueue(Slow()) as queue:
+        for takes in (0.01, 3.0):  # noqa: B007 (`Slow` reads it)
+            with pytest.raises(asyncio.CancelledError):
+                await _serve.warn_of_unserved(queue, [])
+    assert pauses == [60.0, 1500.0]
 
 
 def test_concerns_name_the_queue_the_number_and_the_remedy() -> None:
