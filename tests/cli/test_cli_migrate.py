@@ -13,7 +13,7 @@ def server() -> str:
 
 def test_it_migrates_once(server: str) -> None:
     cli = Cli(f"{server}?schema={fresh_postgres()()._settings.schema}")
-    assert cli("migrate").out == "Migrated to version 1.\nMigrated to version 2.\n"
+    assert cli("migrate").out == "Migrated to version 1.\nMigrated to version 2.\nMigrated to version 3.\n"
     assert cli("migrate").out == "Nothing to do.\n"
     assert cli("migrate", "--json").data == []
 
@@ -21,8 +21,8 @@ def test_it_migrates_once(server: str) -> None:
 def test_sql_is_printed_and_not_run(server: str) -> None:
     cli = Cli(f"{server}?schema={fresh_postgres()()._settings.schema}")
     assert "CREATE TABLE" in cli("migrate", "--sql", columns=140).out
-    assert [step["version"] for step in cli("migrate", "--sql", "--json").data] == [1, 2]
-    assert cli("migrate").out == "Migrated to version 1.\nMigrated to version 2.\n"
+    assert [step["version"] for step in cli("migrate", "--sql", "--json").data] == [1, 2, 3]
+    assert cli("migrate").out == "Migrated to version 1.\nMigrated to version 2.\nMigrated to version 3.\n"
 
 
 def test_other_stores_need_nothing() -> None:
