@@ -15,8 +15,15 @@ stopping: list[asyncio.Task[None]] = []
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> None:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     stopping.clear()
+    monkeypatch.setattr("sitq._session.GIVE_BACK_AFTER", 3600.0)  # what is given back is settled as well
+
+
+@pytest.fixture
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a rush last as long as it may take here."""
+    monkeypatch.setattr("sitq._settle._LONGEST_RUSH", 3600.0)
 
 
 async def nothing(_number: int) -> None: ...
@@ -56,6 +63,7 @@ def test_the_sqlite_store_works_in_a_thread() -> None:
     assert SQLiteBackend.in_thread
 
 
+@pytest.mark.usefixtures("slow_machine")
 @pytest.mark.parametrize(("in_thread", "least", "most"), [(True, 2, 20), (False, 50, 500)])
 async def test_a_store_in_a_thread_hears_of_a_whole_rush_at_once(in_thread: bool, least: int, most: int) -> None:
     store = Counting(in_thread)
@@ -75,6 +83,7 @@ async def test_a_rush_that_goes_on_does_not_hold_back_its_outcomes() -> None:
     assert max(store.settled) <= 4, store.settled  # 10 ms, and what ends in the turns before and after
 
 
+@pytest.mark.usefixtures("slow_machine")
 async def test_a_worker_that_is_stopped_in_a_rush_reserves_no_more() -> None:
     store = Counting()
     async with TaskQueue(store) as queue:
