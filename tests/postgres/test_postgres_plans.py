@@ -139,6 +139,29 @@ async def test_no_sequential_scan(  # noqa: PLR0917
         assert not found, f"{statement}\n{text}"
 
 
+LATER = """
+INSERT INTO {s}.sitq_tasks (id, queue, priority, due, created_at, name)
+SELECT 'later-' || n, 'default', 0, now() + interval '1 day', now(), 'm:f' FROM generate_series(1, 5000) AS n
+"""
+
+
+def removed(plan: dict[str, Any]) -> int:
+    """Return how many rows were read that a condition then left out."""
+    return int(plan.get("Rows Removed by Filter", 0)) + sum(removed(child) for child in plan.get("Plans", ()))
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_tasks_for_later_are_not_read_to_find_that_none_is_active(
+    connection: Any, backend: PostgresBackend, sql: Callable[..., list[Any]], named: bool
+) -> None:
+    sql(LATER)
+    sql("ANALYZE {s}.sitq_tasks")
+    statement = render(_reserve._HAS_ACTIVE[named], backend._settings.schema)
+    text = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", 0.0, ["default"] if named else None)
+    assert removed(json.loads(text)[0]["Plan"]) < 20
+    assert not await backend.has_active_tasks(WorkerInfo(id="w"))
+
+
 async def test_the_check_can_fail(connection: Any, backend: PostgresBackend, sql: Callable[..., list[Any]]) -> None:
     sql(FILL)
     statement = render("SELECT * FROM {s}.sitq_tasks WHERE name = 'm:f'", backend._settings.schema)

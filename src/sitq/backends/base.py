@@ -79,7 +79,6 @@ REQUIRED_METHODS: Mapping[Capability, tuple[str, ...]] = {
 }
 """The methods a class must override before it may claim a capability."""
 
-
 _ACTIVE = (Phase.READY, Phase.RUNNING, Phase.STALLED, Phase.RETRYING)
 
 

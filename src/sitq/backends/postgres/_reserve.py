@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sitq.backends.postgres._connect import Tx
@@ -13,8 +13,7 @@ from sitq.backends.postgres._settle import CANCELLED_RESULT, KEEP_WORKER, RUNNIN
 from sitq.core import WorkerInfo
 
 __all__ = [
-    "EXPIRE", "FRONT", "HAS_ACTIVE", "NEXT_WORK", "QUICK", "RESERVE", "Marks", "has_active", "look_in_front",
-    "next_work", "reserve",
+    "EXPIRE", "FRONT", "NEXT_WORK", "QUICK", "RESERVE", "Marks", "has_active", "look_in_front", "next_work", "reserve",
 ]  # fmt: skip
 
 # A loose scan: one probe for each queue and priority that has a queued task, whatever the number of rows.
@@ -40,9 +39,9 @@ _MINE = """
 (QUEUES::text[] IS NULL OR k.queue = ANY (QUEUES))
 AND k.queue NOT IN (SELECT queue FROM {s}.sitq_queues WHERE paused)
 """
-_READY = """
-k.status = 0 AND k.queue = l.queue AND k.priority = l.priority AND k.due <= (SELECT now FROM t)
-AND (k.expires IS NULL OR k.expires > (SELECT now FROM t))
+_UNEXPIRED = "(k.expires IS NULL OR k.expires > (SELECT now FROM t))"
+_READY = f"""
+k.status = 0 AND k.queue = l.queue AND k.priority = l.priority AND k.due <= (SELECT now FROM t) AND {_UNEXPIRED}
 """
 _END_EXPIRED = f"""
 expired AS MATERIALIZED (
@@ -162,15 +161,12 @@ SELECT {_ANSWER}, 0 FROM reserved ORDER BY priority DESC, due, seq
 """
 
 
-_UNEXPIRED = "(k.expires IS NULL OR k.expires > {now})"
-HAS_ACTIVE = f"""
-WITH RECURSIVE LANES
+_ACTIVE = f"""
+WITH RECURSIVE t AS MATERIALIZED (SELECT {{now}} AS now), LANES
 SELECT EXISTS (SELECT 1 FROM {{s}}.sitq_tasks AS k WHERE k.status = 1 AND {_MINE})
     OR EXISTS (SELECT 1 FROM {{s}}.sitq_tasks AS k WHERE k.status = 0 AND k.attempt > 0 AND {_UNEXPIRED} AND {_MINE})
     OR EXISTS (SELECT 1 FROM open AS l CROSS JOIN LATERAL (
-        SELECT 1 FROM {{s}}.sitq_tasks AS k
-        WHERE k.status = 0 AND k.queue = l.queue AND k.priority = l.priority AND k.due <= {{now}} AND {_UNEXPIRED}
-        LIMIT 1
+        SELECT 1 FROM {{s}}.sitq_tasks AS k WHERE {_READY} LIMIT 1
     ) AS c)
 """
 
@@ -182,7 +178,7 @@ def _for(sql: str, queues: str, named: bool) -> str:
 
 RESERVE = {named: _for(_RESERVE, "$4", named) for named in (False, True)}
 _NEXT_WORK = {named: _for(NEXT_WORK, "$2", named) for named in (False, True)}
-_HAS_ACTIVE = {named: _for(HAS_ACTIVE, "$2", named) for named in (False, True)}
+_HAS_ACTIVE = {named: _for(_ACTIVE, "$2", named) for named in (False, True)}
 _FRONT = {named: _for(FRONT, "$2", named) for named in (False, True)}
 
 
@@ -267,9 +263,8 @@ async def look_in_front(tx: Tx, worker: WorkerInfo, marks: Marks) -> None:
     """Find from where on there is work, and end what has expired, as a full look does."""
     ((expired,),) = await tx.write(EXPIRE)
     tx.done = bool(expired)
-    queues = None if worker.queues is None else list(worker.queues)
     start = time.monotonic()
-    rows = await tx.read(_FRONT[queues is not None], queues)
+    rows = await _read(tx, _FRONT, worker)
     end = time.monotonic()
     front = {(queue, priority): due for queue, priority, due, _ in rows}
     marks.note_front(front, any(row[-1] for row in rows), end - start, end)
@@ -277,13 +272,17 @@ async def look_in_front(tx: Tx, worker: WorkerInfo, marks: Marks) -> None:
 
 async def next_work(tx: Tx, worker: WorkerInfo) -> float | None:
     """Return in how many seconds there will be something to reserve (negative: there is), or None. A read."""
-    queues = None if worker.queues is None else list(worker.queues)
-    ((seconds,),) = await tx.read(_NEXT_WORK[queues is not None], queues)
+    ((seconds,),) = await _read(tx, _NEXT_WORK, worker)
     return None if seconds is None else float(seconds)
 
 
 async def has_active(tx: Tx, worker: WorkerInfo) -> bool:
     """Say whether a task of the worker's queues is ready, running, stalled or retrying. A read."""
-    queues = None if worker.queues is None else list(worker.queues)
-    ((found,),) = await tx.read(_HAS_ACTIVE[queues is not None], queues)
+    ((found,),) = await _read(tx, _HAS_ACTIVE, worker)
     return bool(found)
+
+
+async def _read(tx: Tx, statements: Mapping[bool, str], worker: WorkerInfo) -> Sequence[Any]:
+    """Read by the statement for all queues, or by the one for those that are named."""
+    queues = None if worker.queues is None else list(worker.queues)
+    return await tx.read(statements[queues is not None], queues)

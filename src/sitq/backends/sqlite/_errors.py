@@ -34,7 +34,7 @@ def _name(error: BaseException) -> str:
 
 
 def is_busy(error: sqlite3.Error) -> bool:
-    """Say whether another connection is in the way, for now."""
+    """Say whether a lock of another connection is in the way, which passes."""
     return _name(error) == "SQLITE_BUSY"
 
 

@@ -17,8 +17,8 @@ from sitq.backends.sqlite._schema import INLINE
 from sitq.core import CRASHED, Extended, Held, Outcome, OutcomeKind, Status, WorkerInfo
 
 __all__ = [
-    "CANCELLED_RESULT", "HAS_ACTIVE", "NEXT_WORK", "PAYLOAD", "RESERVE", "RESULT_SET", "Transaction", "abandon",
-    "at_end", "end_statement", "expire", "extend", "has_active", "look", "next_work", "reserve", "settle",
+    "CANCELLED_RESULT", "NEXT_WORK", "PAYLOAD", "RESERVE", "RESULT_SET", "Transaction", "abandon", "at_end",
+    "end_statement", "expire", "extend", "has_active", "look", "next_work", "reserve", "settle",
 ]  # fmt: skip
 
 PAYLOAD = "coalesce(payload, (SELECT payload FROM sitq_payloads AS p WHERE p.seq = sitq_tasks.seq))"
@@ -97,7 +97,7 @@ SELECT min((
 FROM lane
 """  # noqa: S608
 _UNEXPIRED = "(expires IS NULL OR expires > :now)"
-HAS_ACTIVE = f"""
+_HAS_ACTIVE = f"""
 {_LANES}
 SELECT EXISTS (SELECT 1 FROM sitq_tasks WHERE status = 1 AND {_MINE})
     OR EXISTS (SELECT 1 FROM sitq_tasks WHERE status = 0 AND attempt > 0 AND {_UNEXPIRED} AND {_MINE})
@@ -133,7 +133,7 @@ def next_work(connection: sqlite3.Connection, worker: WorkerInfo, clock: Clock) 
 def has_active(connection: sqlite3.Connection, worker: WorkerInfo, clock: Clock) -> bool:
     """Say whether a task of the worker's queues is ready, running, stalled or retrying. A read."""
     values = {"queues": _queues_text(worker), "now": clock.now()}
-    return bool(connection.execute(HAS_ACTIVE, values).fetchone()[0])
+    return bool(connection.execute(_HAS_ACTIVE, values).fetchone()[0])
 
 
 def _queues_text(worker: WorkerInfo) -> str | None:
